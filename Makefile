@@ -1,0 +1,37 @@
+# Two commands for people: `make demo` paints a picture, `make test` runs the tests.
+# Each makes the environment it needs in .venv, from the versions pinned in constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+
+.PHONY: demo test test-long lint clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) -e ".[test]"
+	$(PIP) --no-deps k-diffusion
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/danqing txt2img "a red apple" -o demo.png --overwrite
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: .venv/installed-test
+	$(BIN)/python -m pytest -m long
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png

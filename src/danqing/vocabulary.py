@@ -1,0 +1,149 @@
+"""The names people use for samplers, schedulers and dialects, and their aliases in each tool. No torch here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from danqing.errors import DanqingError
+
+Dialect = Literal["danqing", "a1111", "comfyui", "diffusers"]
+"""Whose details a request follows where tools differ: prompt weights, noise, start noise, schedule rounding."""
+DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
+
+Emphasis = Literal["original", "no norm", "ignore", "none", "comfyui"]
+"""How a word's weight acts on its vector: AUTOMATIC1111's four modes, and ComfyUI's interpolation."""
+EMPHASES: tuple[Emphasis, ...] = get_args(Emphasis)
+
+NoiseSource = Literal["cpu", "gpu", "philox"]
+"""Whose random numbers: torch's CPU generator, the device's own, or CUDA's Philox computed anywhere."""
+NOISE_SOURCES: tuple[NoiseSource, ...] = get_args(NoiseSource)
+
+Tiling = Literal["none", "x", "y", "both"]
+"""Along which axes a picture repeats without a seam."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler by its AUTOMATIC1111 label, with what AUTOMATIC1111 attaches to the name."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    """AUTOMATIC1111's, ComfyUI's and k-diffusion's names."""
+    scheduler: str = "Uniform"
+    """What the scheduler `Automatic` stands for."""
+    second_order: bool = False
+    """Two network calls a step: AUTOMATIC1111 counts calls, so prompt editing sees twice the steps."""
+    discard_penultimate: bool = False
+    """The schedule is made for one step more and its last level but one is dropped (AUTOMATIC1111)."""
+    comfyui_discards: bool = False
+    """The same, in ComfyUI."""
+    brownian: bool = False
+    """Draws its noise from a Brownian tree over sigma."""
+    ensd: bool = False
+    """AUTOMATIC1111 writes the eta noise seed delta beside this sampler."""
+
+
+SAMPLERS: tuple[Sampler, ...] = (
+    Sampler("DPM++ 2M", ("k_dpmpp_2m", "dpmpp_2m"), "Karras"),
+    Sampler("DPM++ SDE", ("k_dpmpp_sde", "dpmpp_sde"), "Karras", second_order=True, brownian=True),
+    Sampler("DPM++ 2M SDE", ("k_dpmpp_2m_sde", "dpmpp_2m_sde"), "Exponential", brownian=True),
+    Sampler("DPM++ 2M SDE Heun", ("k_dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun"), "Exponential", brownian=True),
+    Sampler("DPM++ 2S a", ("k_dpmpp_2s_a", "dpmpp_2s_ancestral"), "Karras", second_order=True, ensd=True),
+    Sampler("DPM++ 3M SDE", ("k_dpmpp_3m_sde", "dpmpp_3m_sde"), "Exponential", discard_penultimate=True, brownian=True),
+    Sampler("Euler a", ("k_euler_a", "k_euler_ancestral", "euler_ancestral"), ensd=True),
+    Sampler("Euler", ("k_euler", "euler")),
+    Sampler("LMS", ("k_lms", "lms")),
+    Sampler("Heun", ("k_heun", "heun"), second_order=True),
+    Sampler("DPM2", ("k_dpm_2", "dpm_2"), "Karras", second_order=True, discard_penultimate=True, comfyui_discards=True),
+    Sampler(
+        "DPM2 a",
+        ("k_dpm_2_a", "dpm_2_ancestral"),
+        "Karras",
+        second_order=True,
+        discard_penultimate=True,
+        comfyui_discards=True,
+        ensd=True,
+    ),
+    Sampler("DPM fast", ("k_dpm_fast", "dpm_fast"), ensd=True),
+    Sampler("DPM adaptive", ("k_dpm_ad", "dpm_adaptive"), ensd=True),
+    Sampler("Restart", ("restart",), "Karras", second_order=True),
+    Sampler("DDIM", ("ddim",), "DDIM"),
+    Sampler("DDIM CFG++", ("ddim_cfgpp",), "DDIM"),
+    Sampler("PLMS", ("plms",), "DDIM"),
+    Sampler("UniPC", ("unipc", "uni_pc"), "DDIM", comfyui_discards=True),
+    Sampler("LCM", ("k_lcm", "lcm")),
+    Sampler("DDPM", ("ddpm",)),
+    Sampler("TCD", ("tcd",), "SGM Uniform"),
+    Sampler("ER-SDE", ("er_sde",)),
+)
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A noise schedule by its AUTOMATIC1111 label."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+
+
+SCHEDULERS: tuple[Scheduler, ...] = (
+    Scheduler("Automatic", ("automatic",)),
+    Scheduler("Uniform", ("uniform",)),
+    Scheduler("Karras", ("karras",)),
+    Scheduler("Exponential", ("exponential",)),
+    Scheduler("Polyexponential", ("polyexponential",)),
+    Scheduler("SGM Uniform", ("sgm_uniform", "SGMUniform")),
+    Scheduler("KL Optimal", ("kl_optimal",)),
+    Scheduler("Align Your Steps", ("align_your_steps", "AYS")),
+    Scheduler("Simple", ("simple",)),
+    Scheduler("Normal", ("normal",)),
+    Scheduler("DDIM", ("ddim", "ddim_uniform")),
+    Scheduler("Beta", ("beta",)),
+    Scheduler("Linear Quadratic", ("linear_quadratic",)),
+)
+
+
+def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
+    """The choices most like `word`, best first."""
+    by_fold = {choice.casefold(): choice for choice in choices}
+    return [by_fold[fold] for fold in difflib.get_close_matches(word.casefold(), by_fold, n=count, cutoff=0.3)]
+
+
+def _find(kind: str, name: str, rows: Iterable[Sampler] | Iterable[Scheduler]) -> Sampler | Scheduler:
+    rows = list(rows)
+    wanted = name.strip().casefold()
+    for row in rows:
+        if wanted in {row.name.casefold(), *(alias.casefold() for alias in row.aliases)}:
+            return row
+    like = nearest(name, [row.name for row in rows])
+    hint = f"did you mean {' or '.join(like)}?" if like else f"choose one of: {', '.join(row.name for row in rows)}"
+    raise DanqingError(f"{kind} '{name}' is unknown; {hint}")
+
+
+def find_sampler(name: str) -> Sampler:
+    """The sampler of that label or alias, in any case. Raises DanqingError with the nearest names."""
+    row = _find("sampler", name, SAMPLERS)
+    assert isinstance(row, Sampler)
+    return row
+
+
+def find_scheduler(name: str) -> Scheduler:
+    """The scheduler of that label or alias, in any case. Raises DanqingError with the nearest names."""
+    row = _find("scheduler", name, SCHEDULERS)
+    assert isinstance(row, Scheduler)
+    return row
+
+
+def split_combined(name: str) -> tuple[str, str | None]:
+    """AUTOMATIC1111's old combined names: `DPM++ 2M Karras` -> (`DPM++ 2M`, `Karras`)."""
+    folded = name.strip().casefold()
+    if any(folded in {s.name.casefold(), *(a.casefold() for a in s.aliases)} for s in SAMPLERS):
+        return name, None
+    for scheduler in SCHEDULERS:
+        for label in (scheduler.name, *scheduler.aliases):
+            if folded.endswith(" " + label.casefold()):
+                return name.strip()[: -len(label) - 1].strip(), scheduler.name
+    return name, None
