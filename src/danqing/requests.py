@@ -5,20 +5,22 @@ Field names and ranges are AUTOMATIC1111's. What is unset is None, and `resolve`
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from danqing.vocabulary import Dialect, Emphasis, NoiseSource, Tiling, find_sampler, find_scheduler, split_combined
+from danqing.errors import DanqingError
+from danqing.vocabulary import Dialect, Emphasis, NoiseSource, Tiling, find_sampler, find_scheduler, nearest, split_combined
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 MAX_SEED = 2**64 - 1
+Request = TypeVar("Request", bound=BaseModel)
 
 
 class DynamicThresholding(BaseModel):
     """Dynamic thresholding of the guided prediction (Imagen, Saharia et al. 2022, section 2.3; mcmonkey's mimic scale)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mimic_scale: float = Field(7.0, ge=0, description="CFG scale whose range of values the result is brought into")
     percentile: float = Field(0.999, gt=0, le=1, description="share of values that are left unclipped")
@@ -27,7 +29,7 @@ class DynamicThresholding(BaseModel):
 class TextToImage(BaseModel):
     """Paint pictures from a text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prompt: str = Field("", description="what to paint, in AUTOMATIC1111's prompt language")
     negative_prompt: str = Field("", description="what to keep away from")
@@ -93,6 +95,14 @@ class TextToImage(BaseModel):
     model: str | None = Field(None, description="checkpoint, by path or name; unset is the bundled model")
     vae: str | None = Field(None, description="autoencoder file in place of the checkpoint's")
 
+    @field_validator("dynamic_thresholding", mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        """`7` or `7,0.99`, as the command line gives it."""
+        if not isinstance(value, str):
+            return value
+        return dict(zip(DynamicThresholding.model_fields, value.split(",")))
+
     @field_validator("sampler_name")
     @classmethod
     def _sampler(cls, value: str | None) -> str | None:
@@ -111,7 +121,7 @@ class TextToImage(BaseModel):
 class Reference(BaseModel):
     """A file that took part: its name, and its hash as soon as it is known."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     sha256: str | None = None
@@ -120,7 +130,7 @@ class Reference(BaseModel):
 class ResolvedRequest(BaseModel):
     """A request with nothing left open: what metadata, queue and replay store."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["txt2img"] = "txt2img"
     request: TextToImage
@@ -143,3 +153,20 @@ class ResolvedRequest(BaseModel):
         if request.subseed is not None:
             changes["subseed"] = request.subseed + index
         return self.model_copy(update={"request": request.model_copy(update=changes)})
+
+
+def read(kind: type[Request], fields: dict[str, Any]) -> Request:
+    """`kind(**fields)`, text taken as what it spells. Raises DanqingError: one line with every wrong field."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise DanqingError("; ".join(_problem(kind, problem) for problem in error.errors())) from None
+
+
+def _problem(kind: type[BaseModel], problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        like = nearest(name, kind.model_fields)
+        return f"{name}: no such field" + (f"; did you mean {' or '.join(like)}?" if like else "")
+    what = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{name}: {what}, but it is {problem['input']!r}"
