@@ -1,8 +1,18 @@
-"""The KL autoencoder of latent diffusion."""
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022). Modules are named as diffusers' AutoencoderKL names them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danqing.models.layers import Conv2d, GroupNorm, ResBlock, Upsample
+from danqing.runtime.attention import attention
+
+EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -23,4 +33,220 @@ class AutoencoderConfig:
     @property
     def downscale(self) -> int:
         """Pixels per latent cell, along each axis."""
-        return 2 ** (len(self.channels) - 1)
+        return 1 << (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the encoder says of a picture: a normal distribution per latent value, in model space."""
+
+    mean: Tensor
+    """(B, C, H, W)."""
+    logvar: Tensor
+    """(B, C, H, W)."""
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Latents drawn by `noise` (B, C, H, W) of unit variance."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
+
+    def mode(self) -> Tensor:
+        """The likeliest latents (B, C, H, W)."""
+        return self.mean
+
+
+class Attention(nn.Module):
+    """Attention of all pixels to each other, by one head: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = GroupNorm(groups, width, EPS)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)[:, None]  # (B, 1, H W, C)
+        out = self.to_out[0](attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)))
+        return x + out[:, 0].unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
+class MidBlock(nn.Module):
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResBlock(width, width, groups, EPS) for _ in range(2))
+        self.attentions = nn.ModuleList([Attention(width, groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))  # type: ignore[no-any-return]
+
+
+class Downsample(nn.Module):
+    """Half the size; the padding is on the right and below only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Level(nn.Module):
+    """Residual blocks at one size, then a change of size where there is one."""
+
+    def __init__(self, c_in: int, c_out: int, layers: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResBlock(c_in if j == 0 else c_out, c_out, groups, EPS) for j in range(layers))
+        self.downsamplers = nn.ModuleList()
+        self.upsamplers = nn.ModuleList()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) -> moments (B, 2 C, h, w)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.conv_in = Conv2d(3, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for i, c_out in enumerate(channels):
+            level = Level(channels[max(i - 1, 0)], c_out, config.layers, config.groups)
+            if i < len(channels) - 1:
+                level.downsamplers.append(Downsample(c_out))
+            self.down_blocks.append(level)
+        self.mid_block = MidBlock(channels[-1], config.groups)
+        self.conv_norm_out = GroupNorm(config.groups, channels[-1], EPS)
+        self.conv_out = Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        x = F.silu(self.conv_norm_out(self.mid_block(x)), inplace=True)
+        return self.conv_out(x)  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Latents (B, C, h, w) -> pixels (B, 3, H, W)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        channels = config.channels[::-1]
+        self.conv_in = Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = MidBlock(channels[0], config.groups)
+        self.up_blocks = nn.ModuleList()
+        for i, c_out in enumerate(channels):
+            level = Level(channels[max(i - 1, 0)], c_out, config.layers + 1, config.groups)
+            if i < len(channels) - 1:
+                level.upsamplers.append(Upsample(c_out))
+            self.up_blocks.append(level)
+        self.conv_norm_out = GroupNorm(config.groups, channels[-1], EPS)
+        self.conv_out = Conv2d(channels[-1], 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for level in self.up_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))  # type: ignore[no-any-return]
+
+
+class Autoencoder(nn.Module):
+    """Between pixels in [-1, 1] and model-space latents: scale, shift, mean and deviation are applied within."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        latent = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = Conv2d(2 * latent, 2 * latent, 1) if config.quant_convolutions else None
+        self.post_quant_conv = Conv2d(latent, latent, 1) if config.quant_convolutions else None
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Pixels (B, 3, H, W) in [-1, 1], H and W multiples of `config.downscale` -> latents' distribution, float32."""
+        return self._posterior(self._moments(pixels))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) in model space -> pixels (B, 3, H, W), [-1, 1] but for overshoot."""
+        factor, offset = self._normal(latents)
+        return self._pixels((latents.float() / factor + offset).to(latents.dtype))
+
+    def decode_tiled(self, latents: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
+        """`decode` in tiles of `tile` latent cells that overlap by `overlap`, blended: memory for one tile, not all.
+
+        Returns (B, 3, H, W) float32. Close to `decode`, not equal: normalisation sees a tile at a time.
+        """
+        factor, offset = self._normal(latents)
+        latents = (latents.float() / factor + offset).to(latents.dtype)
+        return _tiled(self._pixels, latents, tile, overlap, (self.config.downscale, 1))
+
+    def encode_tiled(self, pixels: Tensor, tile: int = 64, overlap: int = 16) -> Posterior:
+        """`encode` in tiles, likewise; `tile` and `overlap` in latent cells."""
+        scale = self.config.downscale
+        return self._posterior(_tiled(self._moments, pixels, tile * scale, overlap * scale, (1, scale)))
+
+    def _moments(self, pixels: Tensor) -> Tensor:
+        moments: Tensor = self.encoder(pixels)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        latents = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
+        return self.decoder(latents)  # type: ignore[no-any-return]
+
+    def _posterior(self, moments: Tensor) -> Posterior:
+        mean, logvar = moments.float().chunk(2, 1)
+        factor, offset = self._normal(mean)
+        return Posterior((mean - offset) * factor, logvar.clamp(-30, 20) + 2 * factor.log())
+
+    def _normal(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(factor, offset), each (1, C or 1, 1, 1) float32: model space is (z - offset) * factor."""
+        config = self.config
+        mean = torch.tensor(config.mean or (config.shift,), device=like.device, dtype=torch.float32)
+        std = torch.tensor(config.std or (1.0,), device=like.device, dtype=torch.float32)
+        return (config.scale / std).view(1, -1, 1, 1), mean.view(1, -1, 1, 1)
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where the tiles begin: `tile - overlap` apart, the last flush with the end."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, tile - overlap), length - tile]
+
+
+def _ramp(start: int, size: int, length: int, overlap: int) -> Tensor:
+    """(size,): a tile's weight along one axis, rising and falling across the overlaps but not at the picture's edge."""
+    at = torch.arange(size, dtype=torch.float32) + 0.5
+    weight = torch.ones(size)
+    if overlap and start > 0:
+        weight = torch.minimum(weight, at / overlap)
+    if overlap and start + size < length:
+        weight = torch.minimum(weight, (size - at) / overlap)
+    return weight
+
+
+def _tiled(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, ratio: tuple[int, int]) -> Tensor:
+    """`fn` of x (B, C, H, W) in tiles, blended in float32; `fn` changes sizes by `ratio` (times, divided by)."""
+    if not 0 <= overlap < tile:
+        raise ValueError(f"tiles of {tile} cannot overlap by {overlap}")
+    up, down = ratio
+    height, width = (n * up // down for n in x.shape[-2:])
+    total = torch.zeros(())
+    weights = torch.zeros(height, width, device=x.device)
+    for top in _starts(x.shape[-2], tile, overlap):
+        for left in _starts(x.shape[-1], tile, overlap):
+            part = fn(x[:, :, top : top + tile, left : left + tile]).float()
+            if total.dim() == 0:
+                total = part.new_zeros(*part.shape[:2], height, width)
+            y, x0, (h, w) = top * up // down, left * up // down, part.shape[-2:]
+            band = overlap * up // down
+            weight = _ramp(y, h, height, band)[:, None] * _ramp(x0, w, width, band)
+            weight = weight.to(x.device)
+            total[:, :, y : y + h, x0 : x0 + w] += part * weight
+            weights[y : y + h, x0 : x0 + w] += weight
+    return total / weights

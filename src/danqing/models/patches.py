@@ -36,9 +36,12 @@ class Patches:
     """Changes to one call of a denoiser. Every mapping is by canonical block name."""
 
     residuals: Mapping[str, Tensor] = field(default_factory=dict)
-    """Added to a block's output, in the main flow (T2I-Adapter on `down_blocks.N`, ControlNet on `mid_block`)."""
+    """Added to a block's output, in the main flow: `conv_in`, `down_blocks.N.resnets.M` (with its transformer),
+    `down_blocks.N.downsamplers.0` (these three before the skip connection leaves, so T2I-Adapter's), `down_blocks.N`
+    (after it), `mid_block` (ControlNet's), `up_blocks.N.resnets.M`, `up_blocks.N`."""
     skips: Mapping[str, Tensor] = field(default_factory=dict)
-    """Added to the skip connection that leaves a block, and not to the main flow (ControlNet)."""
+    """Added to the skip connection that leaves a layer, and not to the main flow (ControlNet, in this order): `conv_in`,
+    then by level `down_blocks.N.resnets.M` and `down_blocks.N.downsamplers.0`."""
     skip_scale: Mapping[str, SkipPatch] = field(default_factory=dict)
     """By up block."""
     attention: Mapping[str, AttentionPatch] = field(default_factory=dict)

@@ -1,0 +1,77 @@
+"""What the U-Net and the autoencoder truly share, and how a picture's bits are kept from depending on its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def per_row(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`layer` of x (B, ...) one row at a time, so that a row's bits do not depend on B.
+
+    A matrix-vector and a matrix-matrix product add up in different orders.
+    """
+    return layer(x) if len(x) == 1 else torch.cat([layer(x[i : i + 1]) for i in range(len(x))])
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu & He 2018); x (B, C, H, W).
+
+    On a CPU torch shares the whole batch's pixels out among the threads, so a picture's sums would follow its batch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return per_row(super().forward, x) if x.device.type == "cpu" else super().forward(x)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution; x (B, C, H, W).
+
+    On a CPU the float32 kernel is chosen by the size of the batch, and the kernels add up in different orders.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return per_row(super().forward, x) if _batch_picks_kernel(x) else super().forward(x)
+
+
+def _batch_picks_kernel(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+class ResBlock(nn.Module):
+    """A residual block of two convolutions (He et al. 2016), with the step's embedding added between them.
+
+    x (B, C_in, H, W), embedding (B or 1, E) -> (B, C_out, H, W). `embedding_width` None leaves the embedding out.
+    """
+
+    def __init__(self, c_in: int, c_out: int, groups: int, eps: float, embedding_width: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(groups, c_in, eps)
+        self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
+        if embedding_width is not None:
+            self.time_emb_proj = nn.Linear(embedding_width, c_out)
+        self.norm2 = GroupNorm(groups, c_out, eps)
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = Conv2d(c_in, c_out, 1) if c_in != c_out else None
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x), inplace=True))
+        if embedding is not None:
+            hidden = hidden + per_row(self.time_emb_proj, F.silu(embedding))[:, :, None, None]
+        hidden = self.conv2(F.silu(self.norm2(hidden), inplace=True))
+        return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Nearest neighbours, then a convolution: x (B, C, H, W) -> (B, C, *size), or twice the size."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        height, width = size or (2 * x.shape[-2], 2 * x.shape[-1])
+        return self.conv(F.interpolate(x, size=(height, width), mode="nearest"))  # type: ignore[no-any-return]
