@@ -1,0 +1,112 @@
+"""CLIP's byte-level BPE tokenizer: the bundled vocabulary, or a checkpoint's own."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers
+
+from danqing.errors import DanqingError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class Tokenizer:
+    """Text to token ids and back. Raises DanqingError if `backend` lacks CLIP's start and end tokens."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, source: str = "tokenizer") -> None:
+        self._backend = backend
+        ids = {word: backend.token_to_id(word) for word in (START, END)}
+        if None in ids.values():
+            raise DanqingError(f"{source}: no {START} and {END} among its words; this is not a CLIP tokenizer")
+        self.start: int = ids[START]
+        self.end: int = ids[END]
+        self.comma: int | None = backend.token_to_id(",</w>")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, as many as there are, without start and end."""
+        # Half of a surrogate pair, as a command line's undecodable byte makes it, is no text.
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return list(self._backend.encode(clean, add_special_tokens=False).ids)
+
+    def word(self, token: int) -> str:
+        """What the token looks like in a text; bytes that are no character of their own show as �."""
+        word = self._backend.id_to_token(token)
+        if word is None:
+            return f"<{token}>"
+        letters = _letters()
+        body = word.removesuffix("</w>")
+        if any(letter not in letters for letter in body):
+            return str(word)
+        return bytes(letters[letter] for letter in body).decode("utf-8", "replace")
+
+
+@lru_cache(maxsize=1)
+def clip() -> Tokenizer:
+    """The vocabulary that all CLIP text towers of Stable Diffusion share (49408 words); bundled.
+
+    The merges are OpenAI CLIP's first 48,894 (Radford et al. 2021). Ids count the 256 bytes, the bytes that end a
+    word, the merges in their order, then start and end of text.
+    """
+    packed = files("danqing.assets").joinpath("clip_bpe.txt.gz").read_bytes()
+    merges = [line.split(" ") for line in gzip.decompress(packed).decode("utf-8").splitlines()]
+    letters = list(_letters())
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
+    return Tokenizer(_bpe({word: index for index, word in enumerate(words)}, [(a, b) for a, b in merges]))
+
+
+def from_folder(folder: str | Path) -> Tokenizer:
+    """A checkpoint's own tokenizer: `tokenizer.json`, or `vocab.json` with `merges.txt` (diffusers layout).
+
+    Raises DanqingError that names the file which is missing or damaged.
+    """
+    folder = Path(folder)
+    whole, vocabulary, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+    missing = [path.name for path in (vocabulary, merges) if not path.is_file()]
+    if missing and not whole.is_file():
+        raise DanqingError(f"{folder}: no tokenizer.json, and no {' and '.join(missing)}; this is no tokenizer folder")
+    try:
+        if whole.is_file():
+            backend = tokenizers.Tokenizer.from_file(str(whole))
+            backend.no_truncation()
+            backend.no_padding()
+        else:
+            lines = [line.split() for line in merges.read_text("utf-8").split("\n") if not line.startswith("#version")]
+            backend = _bpe(json.loads(vocabulary.read_text("utf-8")), [(line[0], line[1]) for line in lines if line])
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise DanqingError(f"{folder}: the tokenizer cannot be read ({error}); fetch its files again") from None
+    return Tokenizer(backend, str(folder))
+
+
+def _bpe(words: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """CLIP's pipeline: NFC, runs of blanks to one, lower case, words, bytes, merges."""
+    model = models.BPE(
+        vocab=words, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
+    )
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    special = [word for word in (START, END) if word in words]
+    backend.add_special_tokens([tokenizers.AddedToken(word, normalized=False, special=True) for word in special])
+    return backend
+
+
+@lru_cache(maxsize=1)
+def _letters() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte, in the vocabulary's order (Radford et al. 2019)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(rest)}
