@@ -254,6 +254,89 @@ def variant(family: Family, name: str, title: str, **changes: Any) -> Family:
     return replace(family, name=name, title=title, **outer)
 
 
+_REFINER_UNET = UNetConfig(
+    channels=(384, 768, 1536, 1536),
+    down_depth=((0, 0), (4, 4), (4, 4), (0, 0)),
+    mid_depth=4,
+    up_depth=((0, 0, 0), (4, 4, 4), (4, 4, 4), (0, 0, 0)),
+    heads=(6, 12, 24, 24),
+    context_width=1280,
+    linear_projection=True,
+    pooled_width=1280,
+    size_ids=5,
+)
+# The statistics of Playground 2.5's latents: its VAE's config.json, `latents_mean` and `latents_std`.
+_PLAYGROUND_VAE = AutoencoderConfig(
+    scale=0.5, mean=(-1.6574, 1.886, -1.383, 2.5155), std=(8.4927, 5.9022, 6.5498, 5.2299)
+)
+_PLAYGROUND_DEFAULTS = replace(_XL_DEFAULTS, steps=50, cfg_scale=3.0)
+_TURBO_DEFAULTS = Defaults(steps=1, cfg_scale=1.0, sampler="Euler a", scheduler="SGM Uniform")
+
+_ROWS: tuple[Family, ...] = (
+    SD1,
+    variant(SD1, "sd1-inpaint", "Stable Diffusion 1.x inpainting", denoiser_in_channels=9),
+    variant(SD1, "sd1-pix2pix", "InstructPix2Pix (Stable Diffusion 1.x)", denoiser_in_channels=8),
+    SD2,
+    variant(
+        SD2,
+        "sd2-v",
+        "Stable Diffusion 2.x, v-prediction",
+        process_prediction="v",
+        defaults=Defaults(width=768, height=768),
+    ),
+    variant(SD2, "sd2-inpaint", "Stable Diffusion 2.x inpainting", denoiser_in_channels=9),
+    variant(SD2, "sd-turbo", "SD-Turbo", defaults=_TURBO_DEFAULTS),
+    SDXL,
+    variant(
+        SDXL,
+        "sdxl-v",
+        "Stable Diffusion XL, v-prediction",
+        process_prediction="v",
+        process_zero_terminal_snr=True,
+        defaults=replace(_XL_DEFAULTS, cfg_scale=5.0, sampler="Euler", scheduler="Normal"),
+    ),
+    variant(SDXL, "sdxl-inpaint", "Stable Diffusion XL inpainting", denoiser_in_channels=9),
+    variant(SDXL, "sdxl-pix2pix", "InstructPix2Pix (Stable Diffusion XL)", denoiser_in_channels=8),
+    variant(
+        SDXL,
+        "sdxl-refiner",
+        "Stable Diffusion XL refiner",
+        text_encoders=(_XL_G,),
+        denoiser=_REFINER_UNET,
+        size_ids="refiner",
+        zero_empty_negative=False,
+    ),
+    variant(SDXL, "sdxl-turbo", "SDXL-Turbo", defaults=_TURBO_DEFAULTS),
+    variant(
+        SDXL,
+        "ssd-1b",
+        "Segmind SSD-1B",
+        denoiser_down_depth=((0, 0), (2, 2), (4, 4)),
+        denoiser_mid_depth=0,
+        denoiser_up_depth=((4, 4, 10), (2, 1, 1), (0, 0, 0)),
+    ),
+    variant(
+        SDXL,
+        "vega",
+        "Segmind Vega",
+        denoiser_down_depth=((0, 0), (1, 1), (2, 2)),
+        denoiser_mid_depth=0,
+        denoiser_up_depth=((2, 2, 2), (1, 1, 1), (0, 0, 0)),
+    ),
+    variant(SDXL, "playground-v2", "Playground v2", defaults=_PLAYGROUND_DEFAULTS),
+    variant(
+        SDXL,
+        "playground-v2.5",
+        "Playground v2.5",
+        autoencoder=_PLAYGROUND_VAE,
+        process_prediction="edm",
+        defaults=_PLAYGROUND_DEFAULTS,
+    ),
+)
+FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
+"""Every supported architecture, by name."""
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A family with its networks. Frozen: adapters give another `Model` that shares the weights."""
