@@ -250,8 +250,12 @@ def _read(response: http.client.HTTPResponse, progressed: bool, most: int = BLOC
 
 def _open(url: str, token: str | None, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, str]:
     """The response, and the SHA-256 that a redirect of the Hub's promised."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port out of range, a broken IPv6 address
+        usable = False
+    if not usable:
         raise DanqingError(f"{url}: not a web address")
     redirects = _Redirects()
     try:
@@ -280,6 +284,8 @@ def _refusal(code: int, headers: Message, token: str | None) -> str:
         return f"access is refused ({code}): " + (
             "the token does not open it" if token else "it needs a token; set hub_token or civitai_token, or --token"
         )
+    if 300 <= code < 400:
+        return f"its redirects lead nowhere that is safe to follow ({code})"
     return {404: "not found (404)", 410: "gone (410)"}.get(code, f"the server answers {code}")
 
 
