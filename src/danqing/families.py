@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from danqing.models.autoencoder import AutoencoderConfig
 from danqing.models.clip import CLIPTextConfig
 from danqing.models.unet import UNetConfig
+from danqing.vocabulary import choose
 
 Prediction = Literal["epsilon", "v", "flow", "edm"]
 
@@ -335,6 +336,11 @@ _ROWS: tuple[Family, ...] = (
 )
 FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
 """Every supported architecture, by name."""
+
+
+def find_family(name: str) -> Family:
+    """The family of that name. Raises DanqingError with the nearest names."""
+    return FAMILIES[choose("family", name, list(FAMILIES))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from danqing.errors import DanqingError
 
@@ -20,6 +20,26 @@ EMPHASES: tuple[Emphasis, ...] = get_args(Emphasis)
 NoiseSource = Literal["cpu", "gpu", "philox"]
 """Whose random numbers: torch's CPU generator, the device's own, or CUDA's Philox computed anywhere."""
 NOISE_SOURCES: tuple[NoiseSource, ...] = get_args(NoiseSource)
+
+DIALECT_EMPHASIS: Mapping[Dialect, Emphasis] = {
+    "danqing": "original",
+    "a1111": "original",
+    "comfyui": "comfyui",
+    "diffusers": "none",
+}
+DIALECT_NOISE: Mapping[Dialect, NoiseSource] = {
+    "danqing": "cpu",
+    "a1111": "philox",  # AUTOMATIC1111 draws on the GPU; Philox gives CUDA's numbers on any machine
+    "comfyui": "cpu",
+    "diffusers": "cpu",
+}
+DIALECT_SCHEDULER: Mapping[Dialect, str | None] = {
+    # What the scheduler `Automatic` stands for; None is the sampler's own, by AUTOMATIC1111's table.
+    "danqing": None,
+    "a1111": None,
+    "comfyui": "Normal",
+    "diffusers": "Automatic",  # each of diffusers' scheduler classes brings its spacing
+}
 
 Tiling = Literal["none", "x", "y", "both"]
 """Along which axes a picture repeats without a seam."""
@@ -106,35 +126,49 @@ SCHEDULERS: tuple[Scheduler, ...] = (
 )
 
 
+Row = TypeVar("Row", bound=Sampler | Scheduler)
+Choice = TypeVar("Choice", bound=str)
+
+
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """The choices most like `word`, best first."""
     by_fold = {choice.casefold(): choice for choice in choices}
     return [by_fold[fold] for fold in difflib.get_close_matches(word.casefold(), by_fold, n=count, cutoff=0.3)]
 
 
-def _find(kind: str, name: str, rows: Iterable[Sampler] | Iterable[Scheduler]) -> Sampler | Scheduler:
-    rows = list(rows)
-    wanted = name.strip().casefold()
+def choose(field: str, name: str, choices: Sequence[Choice]) -> Choice:
+    """The choice spelled `name`, in any case. Raises DanqingError with the nearest."""
+    for choice in choices:
+        if choice.casefold() == name.strip().casefold():
+            return choice
+    raise DanqingError(unknown(field, name, choices))
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
+    """The line that says so, with the nearest choices, or all of them where none is near."""
+    choices = list(choices)
+    like = nearest(name, choices)
+    hint = f"did you mean {' or '.join(like)}?" if like else f"choose one of: {', '.join(choices)}"
+    return f"{kind} '{name}' is unknown; {hint}"
+
+
+def _find(kind: str, name: str, rows: Sequence[Row]) -> Row:
+    known: dict[str, Row] = {}
     for row in rows:
-        if wanted in {row.name.casefold(), *(alias.casefold() for alias in row.aliases)}:
-            return row
-    like = nearest(name, [row.name for row in rows])
-    hint = f"did you mean {' or '.join(like)}?" if like else f"choose one of: {', '.join(row.name for row in rows)}"
-    raise DanqingError(f"{kind} '{name}' is unknown; {hint}")
+        known.update(dict.fromkeys([label.casefold() for label in (row.name, *row.aliases)], row))
+    if name.strip().casefold() not in known:
+        raise DanqingError(unknown(kind, name, [row.name for row in rows]))
+    return known[name.strip().casefold()]
 
 
 def find_sampler(name: str) -> Sampler:
     """The sampler of that label or alias, in any case. Raises DanqingError with the nearest names."""
-    row = _find("sampler", name, SAMPLERS)
-    assert isinstance(row, Sampler)
-    return row
+    return _find("sampler", name, SAMPLERS)
 
 
 def find_scheduler(name: str) -> Scheduler:
     """The scheduler of that label or alias, in any case. Raises DanqingError with the nearest names."""
-    row = _find("scheduler", name, SCHEDULERS)
-    assert isinstance(row, Scheduler)
-    return row
+    return _find("scheduler", name, SCHEDULERS)
 
 
 def split_combined(name: str) -> tuple[str, str | None]:

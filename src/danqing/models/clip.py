@@ -6,6 +6,7 @@ Modules are named as transformers' CLIPTextModel names them, with the `text_mode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,21 @@ class CLIPTextConfig:
             raise ValueError(f"activation {self.activation!r} is neither quick_gelu nor gelu")
 
 
+class Tower(Protocol):
+    """What the text tower and the image tower are both made by."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def intermediate(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class CLIPOutput:
     hidden: tuple[Tensor, ...]
@@ -45,7 +61,7 @@ class CLIPOutput:
 
 
 class Attention(nn.Module):
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: Tower) -> None:
         super().__init__()
         self.heads = config.heads
         self.q_proj = nn.Linear(config.width, config.width)
@@ -53,14 +69,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, config.width)
         self.out_proj = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         projected = (layer(x) for layer in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in projected)
         return self.out_proj(attention(query, key, value, mask).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: Tower) -> None:
         super().__init__()
         self.quick = config.activation == "quick_gelu"
         self.fc1 = nn.Linear(config.width, config.intermediate)
@@ -73,14 +89,14 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: Tower) -> None:
         super().__init__()
         self.self_attn = Attention(config)
         self.layer_norm1 = nn.LayerNorm(config.width)
         self.mlp = MLP(config)
         self.layer_norm2 = nn.LayerNorm(config.width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x), mask)
         return x + self.mlp(self.layer_norm2(x))  # type: ignore[no-any-return]
 
@@ -93,7 +109,7 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: Tower) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 

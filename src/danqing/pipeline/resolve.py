@@ -7,27 +7,14 @@ from typing import Any
 
 from danqing.families import Family
 from danqing.requests import Reference, ResolvedRequest, TextToImage
-from danqing.vocabulary import Dialect, Emphasis, NoiseSource, find_sampler, find_scheduler, split_combined
-
-_NOISE_SOURCE: dict[Dialect, NoiseSource] = {
-    "danqing": "cpu",
-    "a1111": "philox",  # AUTOMATIC1111 draws on the GPU; Philox gives CUDA's numbers on any machine
-    "comfyui": "cpu",
-    "diffusers": "cpu",
-}
-_EMPHASIS: dict[Dialect, Emphasis] = {
-    "danqing": "original",
-    "a1111": "original",
-    "comfyui": "comfyui",
-    "diffusers": "none",
-}
-_OWN_SCHEDULER: dict[Dialect, str | None] = {
-    # What `Automatic` means; None is the sampler's own, by AUTOMATIC1111's table.
-    "danqing": None,
-    "a1111": None,
-    "comfyui": "Normal",
-    "diffusers": "Automatic",  # each of diffusers' scheduler classes brings its spacing
-}
+from danqing.vocabulary import (
+    DIALECT_EMPHASIS,
+    DIALECT_NOISE,
+    DIALECT_SCHEDULER,
+    find_sampler,
+    find_scheduler,
+    split_combined,
+)
 
 
 def draw_seed() -> int:
@@ -55,7 +42,7 @@ def resolve(
     if request.sampler_name is None and request.scheduler is None and request.dialect in ("danqing", "a1111"):
         scheduler = defaults.scheduler
     if scheduler == "Automatic":
-        scheduler = _OWN_SCHEDULER[request.dialect] or sampler.scheduler
+        scheduler = DIALECT_SCHEDULER[request.dialect] or sampler.scheduler
     if request.dialect == "diffusers" and scheduler != "Automatic":
         notes.append(f"scheduler '{scheduler}' has no effect: with the diffusers dialect the sampler brings its own")
         scheduler = "Automatic"
@@ -67,8 +54,8 @@ def resolve(
         "sampler_name": sampler.name,
         "scheduler": scheduler,
         "seed": draw_seed() if request.seed in (None, -1) else request.seed,
-        "noise_source": request.noise_source or _NOISE_SOURCE[request.dialect],
-        "emphasis": request.emphasis or _EMPHASIS[request.dialect],
+        "noise_source": request.noise_source or DIALECT_NOISE[request.dialect],
+        "emphasis": request.emphasis or DIALECT_EMPHASIS[request.dialect],
         "clip_skip": request.clip_skip or 1,
     }
     if request.subseed_strength > 0 and request.subseed in (None, -1):
