@@ -1,8 +1,10 @@
 import errno
 import hashlib
+import io
 import os
 import random
 import socket
+import urllib.request
 from collections import namedtuple
 
 import pytest
@@ -72,6 +74,28 @@ def test_a_part_that_changes_between_two_requests_is_begun_anew(site, tmp_path):
     site.pages["/m.bin"].ranges = False  # the server sends all of it in answer to the range
     assert get(url, tmp_path).sha256 == HASH
     assert site.ranges() == ["bytes=1000-"]
+
+
+def test_a_server_that_never_gets_further_is_given_up(site, tmp_path):
+    url = site.put("/m.bin", BODY, drops=[BLOCK] * 20, ranges=False)
+    with pytest.raises(DanqingError, match="the connection was lost"):
+        get(url, tmp_path)
+    assert len(site.ranges()) == 4
+
+
+def test_another_range_than_asked(site, tmp_path):
+    url = site.put("/m.bin", BODY, status=206, headers={"Content-Range": "bytes 5-9/10"})
+    (tmp_path / "m.bin.part").write_bytes(BODY[:1000])
+    (tmp_path / "m.bin.part.of").write_text(site.pages["/m.bin"].headers["ETag"])
+    with pytest.raises(DanqingError, match="another range than asked"):
+        get(url, tmp_path)
+
+
+def test_a_connection_that_breaks_without_a_length(site, tmp_path):
+    body = b"%x\r\n" % len(BODY) + BODY[:-5]  # a chunk that ends early
+    url = site.put("/m.bin", body, length=False, headers={"Transfer-Encoding": "chunked"})
+    with pytest.raises(DanqingError, match="the connection was lost"):
+        get(url, tmp_path)
 
 
 def test_without_validator_a_part_is_used_only_under_a_promised_hash(site, tmp_path):
@@ -152,7 +176,7 @@ def test_tokens(site, tmp_path):
         get(url, tmp_path, token="wrong")
     assert "wrong" not in str(error.value)
     site.pages["/m.bin"].headers["X-Error-Code"] = "GatedRepo"
-    with pytest.raises(Refused, match="gated .401.: accept its licence"):
+    with pytest.raises(Refused, match=r"gated .401.: accept its licence"):
         get(url, tmp_path)
 
 
@@ -188,6 +212,18 @@ def test_redirects_lead_only_to_the_web(site, tmp_path, target):
         get(site.redirect("/m.bin", target), tmp_path)
 
 
+def test_redirects_do_not_leave_encryption():
+    request = urllib.request.Request("https://example.com/a")
+    with pytest.raises(DanqingError, match="safe to follow"):
+        transfer._Redirects().redirect_request(request, io.BytesIO(), 302, "", {}, "http://example.com/a")
+
+
+def test_the_name_may_come_from_where_a_redirect_leads(site, tmp_path):
+    site.put("/files/ink.safetensors", BODY)
+    assert get(site.redirect("/download?id=3", "/files/ink.safetensors"), tmp_path).name == "ink.safetensors"
+    assert get(site.redirect("/own.pt", "/files/ink.safetensors"), tmp_path).name == "own.pt"
+
+
 def test_redirects_in_a_circle_end(site, tmp_path):
     with pytest.raises(DanqingError, match="lead nowhere"):
         get(site.redirect("/m.bin", "/m.bin"), tmp_path)
@@ -215,6 +251,7 @@ def test_nobody_there(tmp_path):
         with pytest.raises(DanqingError, match="cannot be reached") as error:
             get(url, tmp_path)
     assert "\n" not in str(error.value)
+    assert "kept" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +266,7 @@ def test_a_disk_with_too_little_room_is_said_before_anything_comes(site, tmp_pat
     url = site.put("/m.bin", BODY)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: usage(10, 5, 5))
-    with pytest.raises(DanqingError, match="the disk is full: 0.00 GB to come"):
+    with pytest.raises(DanqingError, match=r"the disk is full: 0.00 GB to come"):
         get(url, tmp_path)
     assert os.listdir(tmp_path) == []
 
@@ -237,23 +274,14 @@ def test_a_disk_with_too_little_room_is_said_before_anything_comes(site, tmp_pat
 def test_a_disk_that_fills_keeps_what_came(site, tmp_path, monkeypatch):
     url = site.put("/m.bin", BODY)
 
-    class Small:
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
+    class Small(io.FileIO):
         def write(self, block):
-            if self.file.tell() >= BLOCK:
+            if self.tell() >= BLOCK:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            self.file.write(block)
+            return super().write(block)
 
     with monkeypatch.context() as patch:
-        patch.setattr(transfer, "open", lambda path, mode: Small(open(path, mode)), raising=False)
+        patch.setattr(transfer, "open", Small, raising=False)
         with pytest.raises(DanqingError, match="the disk is full; what came is kept, the same command goes on"):
             get(url, tmp_path)
     assert (tmp_path / "m.bin.part").stat().st_size == BLOCK
@@ -296,6 +324,7 @@ def test_the_servers_name_is_made_safe(site, tmp_path, header, name):
         ("NUL", "_NUL"),
         ("x" * 300 + ".safetensors", "x" * 188 + ".safetensors"),
         ("丹" * 100 + ".pt", "丹" * 65 + ".pt"),
+        ("a." + "x" * 300, "a." + "x" * 198),
         ("模型 v1.5.ckpt. ", "模型 v1.5.ckpt"),
     ],
 )

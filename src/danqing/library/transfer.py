@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from danqing.errors import DanqingError
+from danqing.library.folders import SUFFIXES
 
 Progress = Callable[[str, int, int | None], None]
 """progress(name, bytes so far, bytes in all if known), about once a megabyte."""
@@ -57,9 +58,10 @@ class Refused(DanqingError):
 class _Dropped(Exception):
     """The connection ended early, or the server asks to come back: worth another try."""
 
-    def __init__(self, reason: str, progressed: bool = False) -> None:
+    def __init__(self, reason: str, done: int = 0) -> None:
         super().__init__(reason)
-        self.progressed = progressed
+        self.done = done
+        """Bytes of the file that are here."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -75,7 +77,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
         if new.scheme not in ("http", "https") or (old.scheme == "https" and new.scheme == "http"):
             raise DanqingError(f"{req.full_url}: redirects to {newurl}, which is not safe to follow")
-        self.linked = self.linked or headers.get("X-Linked-Etag", "").strip('"')
+        self.linked = self.linked or headers.get("X-Linked-Etag", "").removeprefix("W/").strip('"')
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         authorization = req.unredirected_hdrs.get("Authorization")
         if request and authorization and origin(newurl) == origin(req.full_url):
@@ -101,14 +103,16 @@ def fetch(
     byte end it. Raises DanqingError: unreachable, refused (what to do about it), a web page in place of a file,
     another size or hash than promised (the part is removed), a full disk or lost connection (the part is kept).
     """
-    failures = 0
+    failures = furthest = 0
     while True:
         try:
             return _attempt(url, folder, name, token, size, sha256 and sha256.lower(), progress)
         except _Dropped as dropped:
-            failures = 1 if dropped.progressed else failures + 1
+            failures = 1 if dropped.done > furthest else failures + 1
+            furthest = max(furthest, dropped.done)
             if failures >= RETRIES:
-                raise DanqingError(f"{url}: {dropped}; what came is kept, the same command goes on") from None
+                kept = "; what came is kept, the same command goes on" if dropped.done else ""
+                raise DanqingError(f"{url}: {dropped}{kept}") from None
             time.sleep(pause * failures)
 
 
@@ -118,7 +122,7 @@ def fetch_json(url: str, token: str | None = None, pause: float = 1.0) -> Any:
     while True:
         try:
             with closing(_open(url, token, {"Accept": "application/json"})[0]) as response:
-                return json.loads(_read(response, False, 64 * BLOCK))
+                return json.loads(_read(response, 0, 64 * BLOCK))
         except ValueError:
             raise DanqingError(f"{url}: the answer is not JSON") from None
         except _Dropped as dropped:
@@ -130,9 +134,9 @@ def fetch_json(url: str, token: str | None = None, pause: float = 1.0) -> Any:
 
 def settle(part: Path, target: Path) -> None:
     """Give a complete `.part` its place, atomically, from another disk too. Raises DanqingError: a full disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".part")
     with _disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
         if part != beside:
             shutil.move(part, beside)
         os.replace(beside, target)
@@ -149,11 +153,12 @@ def safe_name(name: str) -> str:
     """A file name out of a foreign one: its last part, without what any system takes for more than a name."""
     name = re.split(r"[/\\]", name)[-1]
     name = re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", name).strip(". ")
-    stem, dot, suffix = name.rpartition(".")
-    stem, suffix = (stem, dot + suffix) if dot else (name, "")
-    while len((stem + suffix).encode()) > 200:
-        stem = stem[:-1]
-    return "_" + name if _RESERVED.fullmatch(name) else stem + suffix
+    stem, suffix = os.path.splitext(name)
+    if len(suffix) > 20:
+        stem, suffix = name, ""
+    room = 200 - len(suffix.encode())  # file systems end at 255 bytes, and `.part` comes after
+    name = stem.encode()[:room].decode(errors="ignore") + suffix
+    return "_" + name if _RESERVED.fullmatch(name) else name
 
 
 def _attempt(
@@ -205,9 +210,11 @@ def _resume(
     response, _ = _open(url, token, headers)
     with closing(response):
         _refuse_page(url, response)
-        start = re.match(rf"bytes {have}-", response.headers.get("Content-Range", ""))
-        # A server that cannot go on, or whose file has changed, sends all of it.
-        return _receive(response, part, have if response.status == 206 and start else 0, total, name, progress)
+        if response.status != 206:  # the server cannot go on, or its file has changed: all of it comes
+            return _receive(response, part, 0, total, name, progress)
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise DanqingError(f"{url}: the server sends another range than asked; remove {part} and try again")
+        return _receive(response, part, have, total, name, progress)
 
 
 def _receive(
@@ -225,7 +232,7 @@ def _receive(
         while done < have and (block := file.read(min(BLOCK, have - done))):
             digest.update(block)
             done += len(block)
-        while response is not None and (block := _read(response, done > have)):
+        while response is not None and (block := _read(response, done)):
             file.write(block)
             digest.update(block)
             done += len(block)
@@ -234,18 +241,18 @@ def _receive(
         file.flush()
         os.fsync(file.fileno())
     if total is not None and done < total:
-        raise _Dropped(f"the connection was lost after {done} of {total} bytes", progressed=done > have)
+        raise _Dropped(f"the connection was lost after {done} of {total} bytes", done)
     if total is not None and done > total:
         discard(part)
         raise DanqingError(f"{part}: {done} bytes came, but {total} were promised; what came is removed, try again")
     return digest.hexdigest()
 
 
-def _read(response: http.client.HTTPResponse, progressed: bool, most: int = BLOCK) -> bytes:
+def _read(response: http.client.HTTPResponse, done: int, most: int = BLOCK) -> bytes:
     try:
         return response.read(most)
     except (http.client.HTTPException, OSError) as error:
-        raise _Dropped(f"the connection was lost: {error}", progressed) from None
+        raise _Dropped(f"the connection was lost: {error}", done) from None
 
 
 def _open(url: str, token: str | None, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, str]:
@@ -297,16 +304,22 @@ def _refuse_page(url: str, response: http.client.HTTPResponse) -> None:
 
 
 def _name(url: str, response: http.client.HTTPResponse) -> str:
-    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
-    # http.client reads headers as Latin-1; servers that put UTF-8 into a plain filename= mean UTF-8.
+    """The name the server gives, else the last part of the first address, of those redirected through, with a suffix."""
     given = response.headers.get_filename()
     if given:
+        # http.client reads headers as Latin-1; servers that put more into a plain filename= mean UTF-8.
         with suppress(UnicodeError):
             given = given.encode("latin-1").decode("utf-8")
-    name = safe_name(given or path)
-    if not name:
+        names = [safe_name(given)]
+    else:
+        paths = [urllib.parse.urlsplit(address).path for address in (url, response.url)]
+        names = sorted(
+            filter(None, (safe_name(urllib.parse.unquote(path)) for path in paths)),
+            key=lambda name: not name.lower().endswith(SUFFIXES),
+        )
+    if not names or not names[0]:
         raise DanqingError(f"{url}: the address tells no file name; give the address of the file itself")
-    return name
+    return names[0]
 
 
 def _length(response: http.client.HTTPResponse) -> int | None:
