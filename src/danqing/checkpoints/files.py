@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -131,7 +131,10 @@ def open_file(path: Path | str) -> TensorFile:
 
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer of a few lines instead of the file it stands for; run `git lfs pull`"),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer of a few lines instead of the file it stands for; run `git lfs pull`",
+    ),
     (b"GGUF", "a GGUF file, which this version does not read"),
     (b"ggjt", "a GGML file, which this version does not read"),
     (b"\x89PNG", "a PNG picture"),
@@ -196,7 +199,7 @@ def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _whole_numbers(value: Any) -> bool:
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**62 for item in value)
 
 
@@ -273,7 +276,9 @@ def _zip_places(path: Path, data: mmap.mmap) -> dict[str, tuple[int, int]]:
         with zipfile.ZipFile(io.BufferedReader(_Raw(data))) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, struct.error, NotImplementedError, EOFError) as error:
-        raise DanqingError(f"{path}: a torch archive that is cut short or damaged ({error}); download it again") from error
+        raise DanqingError(
+            f"{path}: a torch archive that is cut short or damaged ({error}); download it again"
+        ) from error
     for info in infos:
         if info.filename in places:
             raise DanqingError(f"{path}: damaged archive: '{info.filename[:80]}' stands twice")

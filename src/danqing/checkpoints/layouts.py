@@ -55,7 +55,9 @@ def _pixel(shape: Shape) -> Shape:
 KEEP = Op("keep")
 TRANSPOSE = Op("transpose", _turned, _turned, lambda t: t.T.contiguous(), lambda t: t.T.contiguous())
 """Matrices that OpenCLIP multiplies from the right."""
-CONV1X1 = Op("1x1 convolution", _flat, _pixel, lambda t: t.reshape(_flat(t.shape)), lambda t: t.reshape(_pixel(t.shape)))
+CONV1X1 = Op(
+    "1x1 convolution", _flat, _pixel, lambda t: t.reshape(_flat(t.shape)), lambda t: t.reshape(_pixel(t.shape))
+)
 """Linear layers that latent diffusion writes as 1x1 convolutions; vectors (biases) pass."""
 FUSED = Op("fused")
 """One foreign tensor holds several canonical ones, one below the other (OpenCLIP's in_proj)."""
@@ -94,9 +96,11 @@ class Table:
         left: Entries = {}
         for key, entry in entries.items():
             rule, tail = _longest(self._by_foreign, key)
-            if rule is None or rule.op is NOWHERE:
-                left[key] = entry
-            elif rule.op is FUSED and (tail or not _splits(entry, len(rule.canonical))):
+            if (
+                rule is None
+                or rule.op is NOWHERE
+                or (rule.op is FUSED and (tail or not _splits(entry, len(rule.canonical))))
+            ):
                 left[key] = entry
             elif rule.op is FUSED:
                 found |= _split(entry, rule.canonical)
@@ -190,7 +194,7 @@ class Depths:
     up: tuple[tuple[int, ...], ...]
 
 
-def _count(keys: Mapping[str, Shape], prefix: str) -> int:
+def count_children(keys: Iterable[str], prefix: str) -> int:
     """How many numbered children `prefix` has: `prefix.0`, `prefix.1` ..."""
     return len({key[len(prefix) + 1 :].split(".", 1)[0] for key in keys if key.startswith(f"{prefix}.")})
 
@@ -200,7 +204,7 @@ def unet_depths(keys: Mapping[str, Shape]) -> Depths:
     parts = _by_block(keys)
 
     def depth(block: str) -> int:
-        return _count(parts.get(block, {}), f"{block}.1.transformer_blocks")
+        return count_children(parts.get(block, {}), f"{block}.1.transformer_blocks")
 
     down: list[list[int]] = [[]]
     for i in range(1, 200):
@@ -221,7 +225,7 @@ def unet_depths(keys: Mapping[str, Shape]) -> Depths:
             up.append([])
     mid = None
     if "middle_block.0.in_layers.2.weight" in keys:
-        mid = _count(parts.get("middle_block.1", {}), "middle_block.1.transformer_blocks")
+        mid = count_children(parts.get("middle_block.1", {}), "middle_block.1.transformer_blocks")
     return Depths(tuple(map(tuple, down)), mid, tuple(map(tuple, up)))
 
 
@@ -306,8 +310,8 @@ def vae_table(levels: int, layers: int) -> Table:
 
 def vae_levels(keys: Mapping[str, Shape]) -> tuple[int, int]:
     """(levels, residual blocks per encoder level) of a latent-diffusion autoencoder, read off its names."""
-    return _count(keys, "encoder.down") or _count(keys, "decoder.up"), (
-        _count(keys, "encoder.down.0.block") or max(_count(keys, "decoder.up.0.block") - 1, 0)
+    return count_children(keys, "encoder.down") or count_children(keys, "decoder.up"), (
+        count_children(keys, "encoder.down.0.block") or max(count_children(keys, "decoder.up.0.block") - 1, 0)
     )
 
 

@@ -87,10 +87,25 @@ class _Bag(dict[Any, Any]):
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
-    for name in (
-        "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128 "
-        "float8_e4m3fn float8_e5m2 uint16 uint32 uint64"
-    ).split()
+    for name in [
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+        "complex64",
+        "complex128",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "uint16",
+        "uint32",
+        "uint64",
+    ]
 } | {"double": torch.float64, "float": torch.float32, "half": torch.float16, "long": torch.int64, "int": torch.int32}
 
 _STORAGES: dict[str, torch.dtype] = {
@@ -151,7 +166,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dty
 def _rebuild_tensor_v3(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> PickledTensor:
     """rest: requires_grad, backward hooks, dtype."""
     name = rest[2] if len(rest) > 2 else None
-    _expect(isinstance(name, Named) and name.module == "torch" and name.name in DTYPES, "a tensor of unknown type")
+    if not isinstance(name, Named) or name.module != "torch" or name.name not in DTYPES:
+        raise Malformed("a tensor of unknown type")
     return _tensor(storage, offset, shape, stride, DTYPES[name.name])
 
 
@@ -309,8 +325,28 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_SET": set,
 }
 _VALUES = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8".split()
+    [
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+    ]
 )
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _IGNORED = frozenset({"PROTO", "FRAME"})
