@@ -150,6 +150,16 @@ def test_tokens_by_environment(monkeypatch):
         read_token("$MINE", ("HF_TOKEN",))
 
 
+def test_a_link_stays_a_link_and_a_mark_of_windows_is_no_trouble(tmp_path):
+    (tmp_path / "dotfiles").mkdir()
+    (tmp_path / "dotfiles" / "danqing.toml").write_text('\ufeffmodel = "x"\n', encoding="utf-8")
+    (tmp_path / "config.toml").symlink_to("dotfiles/danqing.toml")
+    assert load_settings(tmp_path / "config.toml").model == "x"
+    set_value(tmp_path / "config.toml", "device", "cpu")
+    assert (tmp_path / "config.toml").is_symlink()
+    assert load_settings(tmp_path / "dotfiles" / "danqing.toml").device == "cpu"
+
+
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DanqingError, match="cannot be written"):

@@ -26,6 +26,9 @@ _KINDS: dict[str, Kind] = {
 }
 """`recognise.Kind.name` -> the library's kinds; architectures of later versions and previews are `other`."""
 
+_FAMILIES = {"sd_v1": "sd1", "sd_v2": "sd2", "sd_v2_v": "sd2-v", "sdxl_base_v1-0": "sdxl"}
+"""`ss_base_model_version` of kohya's trainer -> the families' names."""
+
 
 @dataclass(frozen=True)
 class Content:
@@ -34,6 +37,8 @@ class Content:
     """In words: `a LoRA`."""
     suffix: str
     """What such a file is called: `.safetensors` or `.ckpt`."""
+    family: str = ""
+    """What an adapter was trained for, where its metadata says so."""
 
 
 def look(path: Path) -> Content:
@@ -49,5 +54,8 @@ def look(path: Path) -> Content:
         opened = open_file(path)
     found = recognise.kind_of(opened.shapes)
     return Content(
-        _KINDS.get(found.name, "other"), found.title, ".safetensors" if opened.format == "safetensors" else ".ckpt"
+        _KINDS.get(found.name, "other"),
+        found.title,
+        ".safetensors" if opened.format == "safetensors" else ".ckpt",
+        _FAMILIES.get(opened.metadata.get("ss_base_model_version", ""), ""),
     )

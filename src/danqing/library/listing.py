@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from danqing.checkpoints import inspect
+from danqing.checkpoints.checkpoint import open_checkpoint
 from danqing.errors import DanqingError
 from danqing.library.content import look
 from danqing.library.folders import Entry, Kind
@@ -30,22 +30,9 @@ class Row:
 
 
 def list_models(settings: Settings, kind: Kind | None = None) -> tuple[Row, ...]:
-    """What is known, sorted by name; families from the files' headers, of checkpoints, adapters and unsorted files."""
-    rows = (_row(entry) for entry in known(settings))
-    return tuple(row for row in rows if kind in (None, row.kind))
-
-
-def _row(entry: Entry) -> Row:
-    family, kind, problem = "", entry.kind, ""
-    if entry.kind != "other":
-        try:
-            report = inspect(entry.path)
-        except (DanqingError, OSError) as error:
-            problem = str(error)
-        else:
-            family = report.family or ""
-            kind = kind if kind != "unknown" else look(entry.path).kind
-    return Row(entry.name, kind, family, size_of(entry.path), entry.source, entry.path, problem)
+    """What is known, sorted by name, of one kind or all. Headers are read, but not of what is no model of ours."""
+    entries = [entry for entry in known(settings) if kind is None or entry.kind in (kind, "unknown")]
+    return tuple(row for entry in entries if (row := _row(entry)) and kind in (None, row.kind))
 
 
 def size_of(path: Path) -> int:
@@ -56,3 +43,17 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _row(entry: Entry) -> Row:
+    kind, family, problem = entry.kind, "", ""
+    if kind != "other":
+        try:
+            content = look(entry.path)
+            kind = content.kind if kind == "unknown" else kind
+            family = content.family
+            if content.kind == "checkpoint":
+                family = open_checkpoint(entry.path).family.name
+        except DanqingError as error:
+            problem = str(error)
+    return Row(entry.name, kind, family, size_of(entry.path), entry.source, entry.path, problem)

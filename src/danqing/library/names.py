@@ -152,7 +152,7 @@ def _by_hash(prefix: str, entries: Sequence[Entry], settings: Settings) -> list[
 def _legacy(entry: Entry) -> str | None:
     try:
         return legacy_hash(entry.path) if entry.path.is_file() else None
-    except OSError:
+    except DanqingError:
         return None
 
 

@@ -64,7 +64,7 @@ def load_settings(path: Path | None = None, data_dir: Path | None = None) -> Set
     """
     file = Path(path) if path else settings_file(data_dir)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         text = ""
     except (OSError, UnicodeDecodeError) as error:
@@ -123,6 +123,7 @@ def read_token(value: str | None, variables: Iterable[str]) -> str | None:
 
 def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
     """Write beside, then rename. Raises DanqingError where the folder cannot be written or the disk is full."""
+    path = Path(os.path.realpath(path))  # a link, to a repository of dotfiles for one, stays a link
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +203,7 @@ def _parse(text: str, file: Path, data_dir: Path | None = None) -> Settings:
 
 def _write_key(file: Path, key: str, value: str | bool | list[str] | None) -> Settings:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file.exists() else []
     except OSError as error:
         raise DanqingError(f"{file}: cannot be read: {error}") from None
     start, end = _extent(lines, key)
