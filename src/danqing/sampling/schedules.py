@@ -241,7 +241,7 @@ def _sgm_uniform(plan: Plan) -> Tensor:
 def karras_levels(high: float, low: float, steps: int, rho: float = 7.0) -> Tensor:
     """(steps,) float64, falling from `high` to `low`: Karras et al. 2022, eq. 5."""
     ramp = _linspace(0, 1, steps)
-    first, last = high ** (1 / rho), low ** (1 / rho)
+    first, last = math.pow(high, 1 / rho), math.pow(low, 1 / rho)
     return (first + ramp * (last - first)).pow(rho)
 
 
@@ -338,7 +338,8 @@ def _beta(plan: Plan) -> Tensor:
 def _beta_comfyui(plan: Plan) -> Tensor:
     """Lee et al. 2024, spread over the training steps; equal ones are kept once."""
     quantiles = beta_quantile(1 - _linspace(0, 1, plan.steps + 1)[:-1], 0.6, 0.6)
-    indices = (quantiles * (len(plan.levels) - 1)).round().long().tolist()
+    # The middle of an even count lies between two steps and is meant to fall on the upper one.
+    indices = (quantiles * (len(plan.levels) - 1) + 1e-9).round().long().tolist()
     return _append_zero(plan.levels[list(dict.fromkeys(indices))])
 
 
