@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 from danqing.vocabulary import Dialect
@@ -92,13 +93,15 @@ def understand(
     before = None if first_pass_steps is None else first_pass_steps * calls_per_step
     parts = []
     for part, weight in [(rest, 1.0)] if negative else split_and(rest):
-        entries = schedule(part, calls, old_scheduling=old_scheduling, first_pass=before)
-        segments = []
-        for index, (last_call, words) in enumerate(entries):
-            if index + 1 < len(entries) and entries[index + 1][1] == words:
-                continue
-            is_last = index + 1 == len(entries)
-            segments.append(Segment(math.inf if is_last else (last_call + 1) / calls_per_step, words))
+        segments: list[Segment] = []
+        start = 0
+        for last_call, words in schedule(part, calls, old_scheduling=old_scheduling, first_pass=before):
+            if segments and segments[-1].text == words:
+                segments.pop()
+            if not segments or start < calls:  # an entry for the call after the last is never seen
+                segments.append(Segment((last_call + 1) / calls_per_step, words))
+            start = last_call + 1
+        segments[-1] = Segment(math.inf, segments[-1].text)
         parts.append(Part(weight, tuple(segments), _parse(part) is None))
     return Prompt(text, tuple(parts), networks)
 
@@ -441,7 +444,7 @@ def _groups_comfyui(text: str) -> list[tuple[str, bool]]:
             if level == 0:
                 cuts.append(mark.end())
     cuts.append(len(text))
-    stretches = [(text[a:b], b) for a, b in zip(cuts, cuts[1:]) if b > a]
+    stretches = [(text[a:b], b) for a, b in pairwise(cuts) if b > a]
     return [
         (stretch, len(stretch) >= 2 and stretch[0] == "(" and stretch[-1] == ")" and (b, "\\)") != last_mark)
         for stretch, b in stretches

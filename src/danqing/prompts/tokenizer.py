@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,11 +23,11 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, source: str = "tokenizer") -> None:
         self._backend = backend
-        ids = {word: backend.token_to_id(word) for word in (START, END)}
-        if None in ids.values():
+        start, end = backend.token_to_id(START), backend.token_to_id(END)
+        if start is None or end is None:
             raise DanqingError(f"{source}: no {START} and {END} among its words; this is not a CLIP tokenizer")
-        self.start: int = ids[START]
-        self.end: int = ids[END]
+        self.start: int = start
+        self.end: int = end
         self.comma: int | None = backend.token_to_id(",</w>")
 
     def encode(self, text: str) -> list[int]:
@@ -35,16 +36,19 @@ class Tokenizer:
         clean = text.encode("utf-8", "replace").decode("utf-8")
         return list(self._backend.encode(clean, add_special_tokens=False).ids)
 
-    def word(self, token: int) -> str:
-        """What the token looks like in a text; bytes that are no character of their own show as �."""
+    def text(self, tokens: Iterable[int]) -> str:
+        """What the tokens look like in a text; bytes that make no whole character show as �."""
+        return b"".join(self._bytes(token) for token in tokens).decode("utf-8", "replace").strip()
+
+    def _bytes(self, token: int) -> bytes:
         word = self._backend.id_to_token(token)
         if word is None:
-            return f"<{token}>"
+            return f"<{token}> ".encode()
         letters = _letters()
         body = word.removesuffix("</w>")
-        if any(letter not in letters for letter in body):
-            return str(word)
-        return bytes(letters[letter] for letter in body).decode("utf-8", "replace")
+        if token in (self.start, self.end) or any(letter not in letters for letter in body):
+            return f"{word} ".encode()
+        return bytes(letters[letter] for letter in body) + (b" " if body != word else b"")
 
 
 @lru_cache(maxsize=1)

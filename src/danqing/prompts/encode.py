@@ -1,0 +1,202 @@
+"""Chunks of tokens through the text towers to conditionings: weights, clip skip, SDXL's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from danqing.errors import DanqingError
+from danqing.families import Family, Model, TextEncoder
+from danqing.models.conditioning import Conditioning
+from danqing.prompts.chunks import Chunk, Layout, chunks
+from danqing.prompts.grammar import Part, Prompt
+from danqing.prompts.tokenizer import Tokenizer, clip
+from danqing.vocabulary import Dialect, Emphasis
+
+TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {"clip": clip}
+"""The bundled tokenizers, by `TextEncoder.tokenizer`."""
+
+Cache = MutableMapping[Any, Any]
+"""What one model's towers made of each chunk. Belongs to a run."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """SDXL's size conditioning (Podell et al. 2023, section 2.2), in pixels, height before width."""
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    """Top, left."""
+    target: tuple[int, int]
+    aesthetic: float = 6.0
+    """The refiner has this score in place of `target`."""
+    negative_aesthetic: float = 2.5
+
+    def ids(self, family: Family, negative: bool = False) -> Tensor | None:
+        """`time_ids`: (1, 6) float32, for the refiner (1, 5), None for a family that takes none."""
+        if family.size_ids == "none":
+            return None
+        score = self.negative_aesthetic if negative else self.aesthetic
+        tail = self.target if family.size_ids == "base" else (score,)
+        return torch.tensor([[*self.original, *self.crop, *tail]], dtype=torch.float32)
+
+
+def conditionings(
+    model: Model,
+    prompt: Prompt,
+    *,
+    emphasis: Emphasis = "original",
+    clip_skip: int | None = None,
+    dialect: Dialect = "danqing",
+    sizes: Sizes | None = None,
+    negative: bool = False,
+    cache: Cache | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Conditioning, ...]:
+    """One conditioning (B = 1, float32) for each AND part and each of its segments, in their order.
+
+    `strength` is the part's weight, `steps` the segment's range of `At.step`, `context` (1, 77 n, C) the n chunks'
+    hidden states, each chunk encoded on its own; contexts of different parts may differ in length (see `pad_to`).
+    `pooled` is the first chunk's, from the last tower that has a projection. With several towers, their hidden
+    states are joined on the channels.
+
+    `clip_skip` counts AUTOMATIC1111's way: 1 or None is the family's own layer, 2 the one before the last.
+    `sizes` is required by families with size ids. `cache` may be shared by all calls that use one model with one
+    set of adapters. `say` is told what had to be cut (diffusers' dialect).
+    An empty negative prompt is all zeros where the family wants that, but not in ComfyUI's dialect; diffusers'
+    own rule is the same for a negative prompt that was never given.
+    Raises DanqingError if `clip_skip` reaches below a text encoder's layers.
+    """
+    if sizes is None and model.family.size_ids != "none":
+        raise ValueError(f"{model.family.title} needs sizes")
+    cache = {} if cache is None else cache
+    towers = [_Tower.of(model, encoder, clip_skip, cache) for encoder in model.family.text_encoders]
+    ids = sizes.ids(model.family, negative) if sizes else None
+    device = next(towers[0].network.parameters()).device
+    extra = {} if ids is None else {"time_ids": ids.to(device)}
+    zero_empty = negative and model.family.zero_empty_negative and dialect != "comfyui"
+    result = []
+    for part in prompt.parts:
+        is_blank = zero_empty and [segment.text for segment in part.segments] == [""]
+        start = float("-inf")
+        for segment, (context, pooled) in zip(part.segments, _encode_part(part, towers, dialect, emphasis, say)):
+            encoded = Conditioning(
+                context=torch.zeros_like(context) if is_blank else context,
+                pooled=torch.zeros_like(pooled) if is_blank and pooled is not None else pooled,
+                extra=extra,
+                strength=part.weight,
+                steps=(start, segment.until),
+            )
+            result.append(encoded)
+            start = segment.until
+    return tuple(result)
+
+
+def pad_to(branches: Sequence[Conditioning], length: int) -> tuple[Conditioning, ...]:
+    """The same with contexts of at least `length` tokens: the last vector is repeated (AUTOMATIC1111's rule)."""
+
+    def padded(context: Tensor) -> Tensor:
+        missing = max(length - context.shape[1], 0)
+        return torch.cat([context, context[:, -1:].expand(-1, missing, -1)], dim=1)
+
+    return tuple(replace(branch, context=padded(branch.context)) for branch in branches)
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """A text encoder ready to encode: its network, its tokens, and the layer to take."""
+
+    encoder: TextEncoder
+    network: nn.Module
+    tokenizer: Tokenizer
+    layer: int
+    """Index into the hidden states; -1 is the last."""
+    cache: Cache
+
+    @staticmethod
+    def of(model: Model, encoder: TextEncoder, clip_skip: int | None, cache: Cache) -> _Tower:
+        skips = encoder.clip_skip and clip_skip is not None and clip_skip > 1
+        layer = -clip_skip if skips and clip_skip is not None else encoder.layer
+        if -layer > encoder.config.layers + 1:
+            raise DanqingError(
+                f"clip_skip {-layer}: {encoder.name} has only {encoder.config.layers} layers; "
+                f"choose at most {encoder.config.layers + 1}"
+            )
+        tokenizer = model.tokenizers.get(encoder.name) or TOKENIZERS[encoder.tokenizer]()
+        return _Tower(encoder, model.text_encoders[encoder.name], tokenizer, layer, cache)
+
+    def empty(self) -> Chunk:
+        return Layout(self.tokenizer.start, self.tokenizer.end, self.encoder.pad_token).chunk([])
+
+    @torch.no_grad()
+    def encode(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """((1, 77, C) float32, pooled (1, P) float32)."""
+        key = (self.encoder.name, self.layer, chunk.ids)
+        if key not in self.cache:
+            device = next(self.network.parameters()).device
+            out = self.network(torch.tensor([chunk.ids], device=device))
+            if self.layer == -1 and self.encoder.final_norm:
+                hidden = out.last
+            else:
+                hidden = out.hidden[self.layer]
+                hidden = self.network.final_norm(hidden) if self.encoder.final_norm else hidden  # type: ignore[operator]
+            self.cache[key] = hidden.float(), out.pooled.float()
+        found: tuple[Tensor, Tensor] = self.cache[key]
+        return found
+
+
+def _encode_part(
+    part: Part, towers: Sequence[_Tower], dialect: Dialect, emphasis: Emphasis, say: Callable[[str], None] | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """(context, pooled) of each segment; all contexts of a part are as long as its longest (AUTOMATIC1111)."""
+    cut_up: list[list[tuple[Chunk, ...]]] = []
+    for segment in part.segments:
+        row = []
+        for tower in towers:
+            made, cut = chunks(segment.text, tower.tokenizer, tower.encoder.pad_token, dialect, emphasis)
+            if cut and say and tower is towers[0]:
+                say(
+                    f"the prompt is {len(cut)} tokens too long for the diffusers dialect; cut: {tower.tokenizer.text(cut)}"
+                )
+            row.append(made)
+        cut_up.append(row)
+    count = max(len(made) for row in cut_up for made in row)
+    result = []
+    for row in cut_up:
+        contexts, pooled = [], None
+        for tower, made in zip(towers, row):
+            filled = [*made, *[tower.empty()] * (count - len(made))]
+            contexts.append(_weighted(tower, filled, emphasis))
+            if tower.encoder.config.projection is not None:
+                pooled = tower.encode(filled[0])[1]
+        result.append((torch.cat(contexts, dim=-1), pooled))
+    return result
+
+
+def _weighted(tower: _Tower, filled: Sequence[Chunk], emphasis: Emphasis) -> Tensor:
+    """(1, 77 n, C) float32: the chunks' hidden states with the tokens' weights on them.
+
+    - original: times the weight, then each chunk's mean brought back to what it was (AUTOMATIC1111)
+    - no norm: times the weight
+    - comfyui: (z - z_empty) * weight + z_empty, z_empty being the empty prompt's vector at that place
+    """
+    vectors = []
+    for chunk in filled:
+        hidden, _ = tower.encode(chunk)
+        if emphasis not in ("ignore", "none") and any(weight != 1 for weight in chunk.weights):
+            weights = torch.tensor(chunk.weights, device=hidden.device)[None, :, None]
+            if emphasis == "comfyui":
+                empty, _ = tower.encode(tower.empty())
+                hidden = torch.where(weights == 1, hidden, (hidden - empty) * weights + empty)
+            else:
+                mean = hidden.mean()
+                hidden = hidden * weights
+                new_mean = hidden.mean()
+                if emphasis == "original" and new_mean != 0:
+                    hidden = hidden * (mean / new_mean)
+        vectors.append(hidden)
+    return torch.cat(vectors, dim=1)
