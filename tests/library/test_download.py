@@ -13,7 +13,7 @@ from danqing.errors import DanqingError
 from danqing.library import transfer
 from danqing.library.download import add, choose_files
 from danqing.library.hash_cache import HashCache
-from danqing.library.names import find
+from danqing.library.names import find, known
 from danqing.library.settings import load_settings
 
 LORA = save({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(4, 8)})
@@ -254,6 +254,28 @@ def test_a_whole_repository_lands_in_the_hubs_cache(settings, site):
     asked = len(site.asked)
     assert add("hf:owner/sd", settings=settings, hub=site.url) == entry
     assert len(site.asked) == asked + 1  # the list of files, and none of them
+
+
+def test_an_interrupted_repository_is_not_taken_for_whole(settings, site):
+    publish(site, "owner/sd", pipeline())
+    broken = f"/owner/sd/resolve/{COMMIT}/unet/diffusion_pytorch_model.fp16.safetensors"
+    site.pages[broken].drops = [20] + [0] * 9
+    with pytest.raises(DanqingError, match="what came is kept"):
+        add("hf:owner/sd", settings=settings, hub=site.url)
+    assert not [entry for entry in known(settings) if entry.kind == "checkpoint"]
+    site.pages[broken].drops.clear()
+    site.asked.clear()
+    add("hf:owner/sd", settings=settings, hub=site.url)
+    assert site.ranges() == ["bytes=20-"]
+    assert [entry.name for entry in known(settings)] == ["owner/sd"]
+
+
+def test_a_peft_adapter_comes_with_its_configuration(settings, site):
+    body = save({"base_model.model.unet.x.lora_A.weight": torch.zeros(2, 2)})
+    publish(site, "owner/peft", {"adapter_config.json": b"{}", "adapter_model.safetensors": body, "config.json": b"{}"})
+    entry = add("hf:owner/peft", settings=settings, hub=site.url)
+    assert (entry.kind, entry.name) == ("lora", "owner/peft")
+    assert everything(entry.path) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_the_endpoint_comes_from_the_environment(settings, site, monkeypatch):

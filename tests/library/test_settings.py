@@ -21,6 +21,7 @@ def test_no_file_is_all_defaults_and_writes_nothing(tmp_path):
     assert settings.device == settings.dtype == "auto"
     assert settings.folders == ()
     assert settings.write_metadata is True
+    assert str(settings.output_folder) == "outputs"
     assert settings.data_dir == tmp_path / "home"
     assert settings.models_dir == tmp_path / "home" / "models"
     assert not (tmp_path / "home").exists()
@@ -47,17 +48,18 @@ def test_the_data_dir_argument_goes_before_the_file(tmp_path):
 
 def test_relative_folders_are_relative_to_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    (tmp_path / "config.toml").write_text('folders = ["a", "/b", "~/c"]\nhub_cache = "hub"\n')
+    (tmp_path / "config.toml").write_text('folders = ["a", "/b", "~/c"]\nhub_cache = "hub"\noutput_folder = "out"\n')
     settings = load_settings(tmp_path / "config.toml")
     assert [str(folder) for folder in settings.folders] == [f"{tmp_path}/a", "/b", f"{tmp_path}/me/c"]
     assert settings.hub_cache == tmp_path / "hub"
+    assert settings.output_folder == tmp_path / "out"
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
         ('folder = "x"', "no such setting 'folder'; did you mean folders"),
-        ("modle = 'x'", "did you mean model"),
+        ("default_modle = 'x'", "did you mean default_model"),
         ("zzzzzzz = 1", "the keys are data_dir, folders"),
         ('path = "x"', "no such setting 'path'"),
         ("device = 'gpu'", "device: "),
@@ -86,30 +88,32 @@ def test_bytes_that_are_no_text(tmp_path):
 
 def test_setting_a_value_keeps_the_rest_of_the_file(tmp_path):
     file = tmp_path / "config.toml"
-    file.write_text('# mine\nfolders = [\n  "/a",  # disk\n  "model = 3",\n]\nmodel = "x" # best\n# end\n')
-    assert set_value(file, "model", 'say "你好"\\').model == 'say "你好"\\'
+    file.write_text(
+        '# mine\nfolders = [\n  "/a",  # disk\n  "default_model = 3",\n]\ndefault_model = "x" # best\n# end\n'
+    )
+    assert set_value(file, "default_model", 'say "你好"\\').default_model == 'say "你好"\\'
     text = file.read_text(encoding="utf-8")
-    assert '# mine\nfolders = [\n  "/a",  # disk\n  "model = 3",\n]\nmodel = ' in text
+    assert '# mine\nfolders = [\n  "/a",  # disk\n  "default_model = 3",\n]\ndefault_model = ' in text
     assert text.endswith("# end\n")
     assert set_value(file, "folders", "/one, two").folders == (type(file)("/one, two"),)
     assert set_value(file, "folders", '["/one", "/two"]').folders == (type(file)("/one"), type(file)("/two"))
     assert set_value(file, "write_metadata", "off").write_metadata is False
     assert set_value(file, "write_metadata", "true").write_metadata is True
-    assert set_value(file, "model", "").model is None
-    assert "model =" not in file.read_text(encoding="utf-8").replace("write_metadata", "")
+    assert set_value(file, "default_model", "").default_model is None
+    assert "default_model" not in file.read_text(encoding="utf-8")
     assert file.read_text(encoding="utf-8").startswith("# mine\n")
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("modell", "x"), ("device", "tpu"), ("write_metadata", "maybe"), ("folders", "[1"), ("path", "x")],
+    [("default_modell", "x"), ("device", "tpu"), ("write_metadata", "maybe"), ("folders", "[1"), ("path", "x")],
 )
 def test_a_wrong_value_leaves_the_file_alone(tmp_path, key, value):
     file = tmp_path / "config.toml"
-    file.write_text('model = "x"\n')
+    file.write_text('default_model = "x"\n')
     with pytest.raises(DanqingError, match=key):
         set_value(file, key, value)
-    assert file.read_text() == 'model = "x"\n'
+    assert file.read_text() == 'default_model = "x"\n'
     assert os.listdir(tmp_path) == ["config.toml"]
 
 
@@ -152,9 +156,9 @@ def test_tokens_by_environment(monkeypatch):
 
 def test_a_link_stays_a_link_and_a_mark_of_windows_is_no_trouble(tmp_path):
     (tmp_path / "dotfiles").mkdir()
-    (tmp_path / "dotfiles" / "danqing.toml").write_text('\ufeffmodel = "x"\n', encoding="utf-8")
+    (tmp_path / "dotfiles" / "danqing.toml").write_text('\ufeffdefault_model = "x"\n', encoding="utf-8")
     (tmp_path / "config.toml").symlink_to("dotfiles/danqing.toml")
-    assert load_settings(tmp_path / "config.toml").model == "x"
+    assert load_settings(tmp_path / "config.toml").default_model == "x"
     set_value(tmp_path / "config.toml", "device", "cpu")
     assert (tmp_path / "config.toml").is_symlink()
     assert load_settings(tmp_path / "dotfiles" / "danqing.toml").device == "cpu"

@@ -195,7 +195,7 @@ def _add_hub(
         entry = entry_at(snapshot)
         if entry is not None:
             return replace(entry, name=repository, source="Hub")
-    entry = Entry("unknown", f"{repository}/{chosen[0]}", snapshot / chosen[0], "Hub")
+    entry = Entry("unknown", f"{repository}/{chosen[-1]}", snapshot / chosen[-1], "Hub")
     return replace(entry, kind=look(entry.path).kind)
 
 
@@ -247,29 +247,29 @@ def choose_files(names: Iterable[str], variant: str | None, title: str) -> list[
     Raises DanqingError with the choices where the repository holds several models and no pipeline.
     """
     names = sorted(names)
-    if "model_index.json" not in names and "config.json" not in names:
-        models = [name for name in names if name.lower().endswith(SUFFIXES)]
-        if len(models) != 1:
-            many = f"add /FILE, one of: {', '.join(models)}" if models else "there is no model in it"
-            raise DanqingError(f"{title}: {len(models)} models in this repository; {many}")
-        return models
+    pipeline = "model_index.json" in names
     sets: dict[str, dict[tuple[bool, bool, bool, str], list[str]]] = {}
-    chosen = []
+    beside = []
     for name in names:
         folder, _, base = name.rpartition("/")
-        if "model_index.json" not in names and folder:
-            continue  # a single network lies at the top
+        if folder.count("/") > 0 or (folder and not pipeline):
+            continue  # components lie one folder deep, a single network at the top
         match = _WEIGHTS.fullmatch(base)
         if match:
             theirs = match["variant"] or match["index_variant"]
-            pickled = match["form"] == "bin"
-            order = (theirs not in (None, variant), pickled, theirs != variant, theirs or "")
+            order = (theirs not in (None, variant), match["form"] == "bin", theirs != variant, theirs or "")
             sets.setdefault(folder, {}).setdefault(order, []).append(name)
-        elif base.endswith((".json", ".txt", ".model")) and folder.count("/") == 0 and not base.endswith(".index.json"):
-            chosen.append(name)
-    for options in sets.values():
-        chosen += options[min(options)]
-    return sorted(chosen, key=lambda name: (name.lower().endswith(SUFFIXES), name))
+        elif base.endswith((".json", ".txt", ".model")) and not base.endswith(".index.json"):
+            beside.append(name)
+    if sets and (pipeline or "config.json" in names):
+        weights = [name for options in sets.values() for name in options[min(options)]]
+        # The index comes last: an interrupted download is not taken for a whole pipeline.
+        return sorted(beside + weights, key=lambda name: (name == "model_index.json", name in weights, name))
+    models = [name for name in names if name.lower().endswith(SUFFIXES)]
+    if len(models) != 1:
+        many = f"add /FILE, one of: {', '.join(models)}" if models else "there is no model in it"
+        raise DanqingError(f"{title}: {len(models)} models in this repository; {many}")
+    return [name for name in names if name == "adapter_config.json"] + models
 
 
 def _hub_token(settings: Settings, token: str | None) -> str | None:

@@ -239,10 +239,10 @@ def _folder_model(names: Iterable[str]) -> Kind | None:
         return "lora"
     if "config.json" not in names:
         return None
-    if any(name.startswith("diffusion_pytorch_model") for name in names):
+    if any(re.fullmatch(r"diffusion_pytorch_model.*\.(safetensors|bin)", name) for name in names):
         return "unknown"
     # transformers' layout: the language models that fill a Hub cache, mostly.
-    return "other" if any(re.match(r"(pytorch_)?model[.-].*(safetensors|bin)", name) for name in names) else None
+    return "other" if any(re.fullmatch(r"(pytorch_)?model[.-].*(safetensors|bin)", name) for name in names) else None
 
 
 def _walk(base: Path, source: Source, kind: Kind) -> Iterator[Entry]:

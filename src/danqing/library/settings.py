@@ -33,7 +33,10 @@ class Settings(BaseModel):
     hub_cache: Path | None = Field(None, description="the Hugging Face cache; unset is the Hub's own choice")
     hub_token: str | None = Field(None, description="Hugging Face token, or $NAME of an environment variable")
     civitai_token: str | None = Field(None, description="Civitai API key, or $NAME of an environment variable")
-    model: str | None = Field(None, description="checkpoint where a command names none; unset is the bundled model")
+    default_model: str | None = Field(
+        None, description="checkpoint where a command names none; unset is the bundled model"
+    )
+    output_folder: Path = Field(Path("outputs"), description="where pictures go that no command places")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$", description="where networks run")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="precision of networks")
     write_metadata: bool = Field(True, description="whether pictures say how they were made")
@@ -197,6 +200,8 @@ def _parse(text: str, file: Path, data_dir: Path | None = None) -> Settings:
             "data_dir": place(settings.data_dir),
             "folders": tuple(place(folder) for folder in settings.folders),
             "hub_cache": settings.hub_cache and place(settings.hub_cache),
+            # unset, it is below the folder that the command runs in
+            "output_folder": place(settings.output_folder) if "output_folder" in values else settings.output_folder,
         }
     )
 
