@@ -99,7 +99,10 @@ def test_keeps_channels_last() -> None:
 
 def test_trains() -> None:
     trained = UNet(SMALL)
-    trained(**inputs()).square().mean().backward()
+    painted = trained(**inputs())
+    found = trained.train()(**inputs())
+    torch.testing.assert_close(found, painted)  # but for the last bits
+    found.square().mean().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in trained.parameters())
 
 

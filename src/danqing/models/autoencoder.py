@@ -157,7 +157,11 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Between pixels in [-1, 1] and model-space latents: scale, shift, mean and deviation are applied within."""
+    """Between pixels in [-1, 1] and model-space latents: scale, shift, mean and deviation are applied within.
+
+    What comes in is cast to the weights' precision, what goes out is float32.
+    Made in evaluation mode, in which a picture's bits do not depend on its batch; `train()` trades that for speed.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -167,24 +171,22 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = Conv2d(2 * latent, 2 * latent, 1) if config.quant_convolutions else None
         self.post_quant_conv = Conv2d(latent, latent, 1) if config.quant_convolutions else None
+        self.eval()
 
     def encode(self, pixels: Tensor) -> Posterior:
-        """Pixels (B, 3, H, W) in [-1, 1], H and W multiples of `config.downscale` -> latents' distribution, float32."""
+        """Pixels (B, 3, H, W) in [-1, 1], H and W multiples of `config.downscale` -> latents' distribution."""
         return self._posterior(self._moments(pixels))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) in model space -> pixels (B, 3, H, W), [-1, 1] but for overshoot."""
-        factor, offset = self._normal(latents)
-        return self._pixels((latents.float() / factor + offset).to(latents.dtype))
+        return self._pixels(self._raw(latents))
 
     def decode_tiled(self, latents: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
         """`decode` in tiles of `tile` latent cells that overlap by `overlap`, blended: memory for one tile, not all.
 
-        Returns (B, 3, H, W) float32. Close to `decode`, not equal: normalisation sees a tile at a time.
+        Close to `decode`, not equal: normalisation sees a tile at a time. Raises ValueError unless overlap < tile.
         """
-        factor, offset = self._normal(latents)
-        latents = (latents.float() / factor + offset).to(latents.dtype)
-        return _tiled(self._pixels, latents, tile, overlap, (self.config.downscale, 1))
+        return _tiled(self._pixels, self._raw(latents), tile, overlap, (self.config.downscale, 1))
 
     def encode_tiled(self, pixels: Tensor, tile: int = 64, overlap: int = 16) -> Posterior:
         """`encode` in tiles, likewise; `tile` and `overlap` in latent cells."""
@@ -192,15 +194,20 @@ class Autoencoder(nn.Module):
         return self._posterior(_tiled(self._moments, pixels, tile * scale, overlap * scale, (1, scale)))
 
     def _moments(self, pixels: Tensor) -> Tensor:
-        moments: Tensor = self.encoder(pixels)
-        return moments if self.quant_conv is None else self.quant_conv(moments)
+        moments: Tensor = self.encoder(pixels.to(self.encoder.conv_in.weight.dtype))
+        return (moments if self.quant_conv is None else self.quant_conv(moments)).float()
 
     def _pixels(self, latents: Tensor) -> Tensor:
         latents = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
-        return self.decoder(latents)  # type: ignore[no-any-return]
+        return self.decoder(latents).float()  # type: ignore[no-any-return]
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        """From model space to the decoder's own."""
+        factor, offset = self._normal(latents)
+        return (latents.float() / factor + offset).to(self.decoder.conv_in.weight.dtype)
 
     def _posterior(self, moments: Tensor) -> Posterior:
-        mean, logvar = moments.float().chunk(2, 1)
+        mean, logvar = moments.chunk(2, 1)
         factor, offset = self._normal(mean)
         return Posterior((mean - offset) * factor, logvar.clamp(-30, 20) + 2 * factor.log())
 
@@ -240,7 +247,7 @@ def _tiled(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, r
     weights = torch.zeros(height, width, device=x.device)
     for top in _starts(x.shape[-2], tile, overlap):
         for left in _starts(x.shape[-1], tile, overlap):
-            part = fn(x[:, :, top : top + tile, left : left + tile]).float()
+            part = fn(x[:, :, top : top + tile, left : left + tile])
             if total.dim() == 0:
                 total = part.new_zeros(*part.shape[:2], height, width)
             y, x0, (h, w) = top * up // down, left * up // down, part.shape[-2:]

@@ -123,13 +123,14 @@ class TextModel(nn.Module):
 
 
 class CLIPText(nn.Module):
-    """Token numbers in, hidden states out."""
+    """Token numbers in, hidden states out. Made in evaluation mode."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.config = config
         self.text_model = TextModel(config)
         self.text_projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
+        self.eval()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token numbers (B, T) -> their embeddings (B, T, C), before positions are added."""
