@@ -276,7 +276,7 @@ def _open(url: str, token: str | None, headers: dict[str, str]) -> tuple[http.cl
                 raise _Dropped(f"the server answers {error.code} {error.reason}") from None
             raise Refused(f"{url}: {_refusal(error.code, error.headers, token)}", error.code) from None
     except urllib.error.URLError as error:
-        raise _Dropped(f"cannot be reached: {error.reason}") from None
+        raise _Dropped(f"cannot be reached: {getattr(error.reason, 'strerror', None) or error.reason}") from None
     except (http.client.InvalidURL, ValueError) as error:
         raise DanqingError(f"{url}: not a web address: {error}") from None
     except (http.client.HTTPException, OSError) as error:
