@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -352,8 +353,8 @@ class Model:
     autoencoder: nn.Module
     text_encoders: Mapping[str, nn.Module]
     """By component name (`TextEncoder.name`)."""
-    tokenizers: Mapping[str, Any] = field(default_factory=dict)
-    """By component name, where the checkpoint brings its own; otherwise the family's bundled one serves."""
+    tokenizers: Mapping[str, Path] = field(default_factory=dict)
+    """Tokenizer folders by component name, where the checkpoint brings its own; else the bundled one serves."""
     name: str = ""
     path: str | None = None
 

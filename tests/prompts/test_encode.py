@@ -1,8 +1,10 @@
 """Prompts to conditionings: parts, segments, layers, sizes, caching, on small random towers."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from danqing.models.clip import CLIPText
 from danqing.models.conditioning import Conditioning
 from danqing.prompts.encode import Sizes, conditionings, pad_to
 from danqing.prompts.grammar import understand
-from danqing.prompts.tokenizer import clip
+from danqing.prompts.tokenizer import END, START
 
 SIZES = Sizes(original=(832, 1216), crop=(8, 16), target=(1024, 768))
 
@@ -211,17 +213,14 @@ def test_weights_of_nothing_are_finite() -> None:
         assert found.context.isfinite().all()
 
 
-def test_a_checkpoints_own_tokenizer_is_used() -> None:
-    class Shouting:
-        start, end, comma = 49406, 49407, 267
-
-        def encode(self, text: str) -> list[int]:
-            return [*clip().encode(text), 256]
-
+def test_a_checkpoints_own_tokenizer_is_used(tmp_path: Path) -> None:
+    words = ["a", "b", "a</w>", "b</w>", "ab</w>", ",</w>", START, END]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b</w>\n")
     model = small(SD1)
-    (own,) = encode(replace(model, tokenizers={"text_encoder": Shouting()}), "cat")
-    (same,) = encode(model, "cat!")
-    assert torch.equal(own.context, same.context)
+    (own,) = encode(replace(model, tokenizers={"text_encoder": tmp_path}), "ab")
+    (bundled,) = encode(model, "ab")
+    assert not torch.equal(own.context, bundled.context)
 
 
 def test_half_precision_towers_give_float32() -> None:

@@ -12,7 +12,7 @@ def test_tokens_weights_and_changes() -> None:
     first, second = told.parts
     assert (first.weight, second.weight, second.segments[0].tokens) == (1.0, 0.7, 1)
     before, after = first.segments
-    assert (before.start, before.until, after.start, after.until) == (0, 5, 5, float("inf"))
+    assert (before.start, before.until, after.start, after.until) == (0, 5, 5, 8)
     assert (after.gone, after.new) == (("red",), ("blue",))
     cat = before.chunks[0][1]
     assert (cat.position, cat.id, cat.word, cat.weight) == (2, 2368, "cat", 1.3)

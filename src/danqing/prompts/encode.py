@@ -14,14 +14,14 @@ from danqing.families import Family, Model, TextEncoder
 from danqing.models.conditioning import Conditioning
 from danqing.prompts.chunks import Chunk, Layout, chunks
 from danqing.prompts.grammar import Part, Prompt
-from danqing.prompts.tokenizer import Tokenizer, clip
+from danqing.prompts.tokenizer import Tokenizer, clip, from_folder
 from danqing.vocabulary import Dialect, Emphasis
 
 TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {"clip": clip}
 """The bundled tokenizers, by `TextEncoder.tokenizer`."""
 
 Cache = MutableMapping[Any, Any]
-"""What one model's towers made of each chunk. Belongs to a run."""
+"""What one model's towers made of each chunk, and its tokenizers. Belongs to a run."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,10 @@ class _Tower:
                 f"clip_skip {-layer}: {encoder.name} has only {encoder.config.layers} layers; "
                 f"choose at most {encoder.config.layers + 1}"
             )
-        tokenizer = model.tokenizers.get(encoder.name) or TOKENIZERS[encoder.tokenizer]()
+        folder = model.tokenizers.get(encoder.name)
+        if ("tokenizer", encoder.name) not in cache:
+            cache["tokenizer", encoder.name] = from_folder(folder) if folder else TOKENIZERS[encoder.tokenizer]()
+        tokenizer = cache["tokenizer", encoder.name]
         return _Tower(encoder, model.text_encoders[encoder.name], tokenizer, layer, cache)
 
     def empty(self) -> Chunk:

@@ -29,7 +29,7 @@ class ExplainedToken:
 @dataclass(frozen=True)
 class ExplainedSegment:
     start: float
-    """Holds for `At.step` in [start, until)."""
+    """Holds for `At.step` in [start, until); the last one ends with the run."""
     until: float
     text: str
     chunks: tuple[tuple[ExplainedToken, ...], ...]
@@ -82,11 +82,13 @@ def explain(
     calls = 2 if find_sampler(sampler).second_order else 1
     prompt = understand(text, steps, dialect=dialect, calls_per_step=calls, negative=negative)
     pad = family.text_encoders[0].pad_token
-    parts = tuple(_explain_part(part, tokenizer, pad, dialect, emphasis) for part in prompt.parts)
+    parts = tuple(_explain_part(part, steps, tokenizer, pad, dialect, emphasis) for part in prompt.parts)
     return Explanation(text, dialect, family.title, steps, parts, prompt.networks)
 
 
-def _explain_part(part: Part, tokenizer: Tokenizer, pad: int, dialect: Dialect, emphasis: Emphasis) -> ExplainedPart:
+def _explain_part(
+    part: Part, steps: int, tokenizer: Tokenizer, pad: int, dialect: Dialect, emphasis: Emphasis
+) -> ExplainedPart:
     segments = []
     start, before = 0.0, None
     for segment in part.segments:
@@ -105,7 +107,7 @@ def _explain_part(part: Part, tokenizer: Tokenizer, pad: int, dialect: Dialect, 
         )
         gone, new = ((), ()) if before is None else _difference(before, segment.text)
         segments.append(
-            ExplainedSegment(start, segment.until, segment.text, tokens, tokenizer.text(cut), gone, new),
+            ExplainedSegment(start, min(segment.until, steps), segment.text, tokens, tokenizer.text(cut), gone, new),
         )
         start, before = segment.until, segment.text
     return ExplainedPart(part.weight, part.literal, tuple(segments))
@@ -141,12 +143,12 @@ def _lines(explanation: Explanation) -> Iterator[str]:
         if part.literal:
             yield "no schedule: a | outside of [ ], or a backslash with nothing behind it, so the text stays as it is"
         for segment in part.segments:
-            yield from _segment_lines(segment, len(part.segments) > 1, explanation.steps)
+            yield from _segment_lines(segment, len(part.segments) > 1)
 
 
-def _segment_lines(segment: ExplainedSegment, scheduled: bool, steps: int) -> Iterator[str]:
+def _segment_lines(segment: ExplainedSegment, scheduled: bool) -> Iterator[str]:
     if scheduled:
-        yield f"{_span(segment.start, segment.until, steps)}: {segment.text.strip() or '(nothing)'}"
+        yield f"{_span(segment.start, segment.until)}: {segment.text.strip() or '(nothing)'}"
         if segment.gone or segment.new:
             shown = [*(f"-[{words}]" for words in segment.gone), *(f"+[{words}]" for words in segment.new)]
             yield f"  changes: {' '.join(shown)}"
@@ -158,11 +160,11 @@ def _segment_lines(segment: ExplainedSegment, scheduled: bool, steps: int) -> It
         yield f"  cut: {segment.cut}"
 
 
-def _span(start: float, until: float, steps: int) -> str:
+def _span(start: float, until: float) -> str:
     """[start, until) of `At.step` in steps counted from 1."""
-    first, last = math.floor(start) + 1, math.ceil(min(until, steps))
+    first, last = math.floor(start) + 1, math.ceil(until)
     from_half = " (second half)" if start % 1 else ""
-    to_half = " (first half)" if until < steps and until % 1 else ""
+    to_half = " (first half)" if until % 1 else ""
     if first >= last:
         return f"step {first}{from_half or to_half}"
     return f"steps {first}{from_half} to {last}{to_half}"
