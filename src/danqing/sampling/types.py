@@ -19,7 +19,9 @@ class Prediction:
     clean: Tensor
     """(B, C, H, W) float32, guided."""
     unconditional: Tensor | None = None
-    """The same for the negative prompt alone, where a sampler needs it (CFG++)."""
+    """The same for the negative prompt alone, where a sampler needs it (CFG++); None where it was left out."""
+    conditional: Tensor | None = None
+    """The same at a guidance scale of 1, where `unconditional` is there: what rescaling and thresholding measure by."""
 
 
 Predict = Callable[[Tensor, At, Sequence[Conditioning]], list[Tensor]]
