@@ -92,7 +92,8 @@ def test_break(text: str) -> None:
         assert len(made) == 1
         assert word[0] in made[0].ids
     assert len(chunks(text, clip(), 0, emphasis="none")[0]) == 1
-    assert len(chunks("(BREAK:-1)", clip(), 0, "comfyui")[0]) == 1
+    (made,) = chunks("(BREAK:-1)", clip(), 0, "comfyui")[0]
+    assert made.ids[1 : made.used + 1] == tuple(word)
 
 
 def test_no_emphasis_leaves_brackets() -> None:

@@ -127,6 +127,10 @@ def test_clip_skip_of_sd1_passes_the_final_norm() -> None:
     ]:
         (found,) = encode(model, "cat", clip_skip=skip)
         assert torch.equal(found.context, expected)
+    cache: dict[Any, Any] = {}
+    assert not torch.equal(
+        encode(model, "cat", cache=cache)[0].context, encode(model, "cat", cache=cache, clip_skip=2)[0].context
+    )
     with pytest.raises(DanqingError, match="clip_skip 6: text_encoder has only 4 layers"):
         encode(model, "cat", clip_skip=6)
 
