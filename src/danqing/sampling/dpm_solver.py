@@ -96,7 +96,8 @@ def dpm_fast(
     count = len(sigmas) - 1
     whole = count // 3
     orders = [3] * (whole - 1) + [2, 1] if count % 3 == 0 else [3] * whole + [count % 3]
-    times = [first + (last - first) * k / len(orders) for k in range(len(orders) + 1)]
+    # The end is exactly `last`, so that no rounding is left to be made up with noise there.
+    times = [first + (last - first) * k / len(orders) for k in range(len(orders))] + [last]
 
     x = latents if resume is None else resume.latents
     for i in range(0 if resume is None else resume.index + 1, len(orders)):
