@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from danqing.errors import DanqingError
+from danqing.version import NUMERICS
 from danqing.vocabulary import Dialect, Emphasis, NoiseSource, Tiling, find_sampler, find_scheduler, nearest, split_combined
 
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -140,8 +141,7 @@ class ResolvedRequest(BaseModel):
     vae: Reference | None = None
     notes: tuple[str, ...] = ()
     """What was changed or could not be done as asked: a rounded size, a part that ran in another precision."""
-    numerics: int = 1
-    """Raised whenever the arithmetic changes."""
+    numerics: int = NUMERICS
 
     def picture(self, index: int) -> ResolvedRequest:
         """The request that paints picture `index` of this one's alone."""

@@ -26,7 +26,7 @@ config.register(app)
 
 def _version(show: bool) -> None:
     if show:
-        from danqing import __version__
+        from danqing.version import __version__
 
         typer.echo(f"danqing {__version__}")
         raise typer.Exit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from danqing import __version__
 from danqing.requests import ResolvedRequest
+from danqing.version import __version__
 
 
 def quote(value: object) -> str:

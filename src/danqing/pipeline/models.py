@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
-from danqing import checkpoints
+from danqing.checkpoints.load import load as load_checkpoint
 from danqing.families import Model
+from danqing.library.hash_cache import HashCache
 from danqing.library.names import find
 from danqing.library.settings import Settings, load_settings
 from danqing.pipeline.placeholder import NOTICE, placeholder
 from danqing.runtime.devices import pick_device, pick_dtype
 
 Say = Callable[[str], None]
+
+
+def print_note(line: str) -> None:
+    """What `say` is unless a caller has a place of its own for notes."""
+    print(f"note: {line}", file=sys.stderr)
 
 
 def load(
@@ -23,13 +31,14 @@ def load(
     dtype: str | None = None,
     prediction: str | None = None,
     ema: bool = False,
-    say: Say = print,
+    say: Say = print_note,
     settings: Settings | None = None,
 ) -> Model:
     """The model of that path or name, ready to paint; without a name the settings' default, else the bundled one.
 
-    Any format: the family is recognised from the file. `dtype` auto is bfloat16 where the machine computes in it,
-    else float32; `prediction` overrides what the file says of itself; `ema` takes its EMA weights.
+    Any format: the family is recognised from the file. `device` is auto, cpu, cuda, cuda:1 or mps. `dtype` auto is
+    bfloat16 where the machine computes in it, else float32. `vae` replaces the checkpoint's autoencoder; `prediction`
+    (`epsilon`, `v`) overrides what the file says of itself; `ema` takes its EMA weights.
     Raises DanqingError where the file is missing, is no checkpoint, or does not fit.
     """
     settings = settings or load_settings()
@@ -39,13 +48,18 @@ def load(
     if wanted is None:
         say(NOTICE)
         return placeholder(target, precision)
-    path = find(str(wanted), "checkpoint", settings).path
-    return checkpoints.load(
-        path,
+    return load_checkpoint(
+        find(str(wanted), "checkpoint", settings).path,
         device=target,
         dtype=precision,
         prediction=prediction,
         vae=find(str(vae), "vae", settings).path if vae else None,
         ema=ema,
-        channels_last=target.type != "mps",
     )
+
+
+def hash_later(path: str | None, settings: Settings | None = None) -> Future[str] | None:
+    """The file's SHA-256, computed beside the work and remembered; None for what is no single file."""
+    if path is None or not Path(path).is_file():
+        return None
+    return HashCache((settings or load_settings()).data_dir).later(Path(path))

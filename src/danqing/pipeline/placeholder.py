@@ -27,15 +27,11 @@ TINY = variant(
 NOTICE = "no model is bundled yet: this one has random weights, so expect noise (give a checkpoint with --model)"
 
 
-def placeholder() -> Model:
+def placeholder(device: torch.device, dtype: torch.dtype) -> Model:
     """The same random weights every time; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = TINY.text_encoders[0]
-        return Model(
-            family=TINY,
-            denoiser=UNet(TINY.denoiser).eval(),
-            autoencoder=Autoencoder(TINY.autoencoder).eval(),
-            text_encoders={encoder.name: CLIPText(encoder.config).eval()},
-            name="tiny-random",
-        )
+        networks = (UNet(TINY.denoiser), Autoencoder(TINY.autoencoder), CLIPText(encoder.config))
+    denoiser, autoencoder, text = (network.to(device, dtype).requires_grad_(False) for network in networks)
+    return Model(TINY, denoiser, autoencoder, {encoder.name: text}, name="tiny-random")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 from danqing.families import Family
 from danqing.requests import Reference, ResolvedRequest, TextToImage
+from danqing.sampling.samplers import NEEDS_NEGATIVE, REQUEST_OPTIONS, options_of
 from danqing.vocabulary import (
     DIALECT_EMPHASIS,
     DIALECT_NOISE,
@@ -58,14 +60,52 @@ def resolve(
         "emphasis": request.emphasis or DIALECT_EMPHASIS[request.dialect],
         "clip_skip": request.clip_skip or 1,
     }
+    if family.size_ids != "none":
+        for side in ("width", "height"):
+            changes[f"original_{side}"] = getattr(request, f"original_{side}") or changes[side]
+            changes[f"target_{side}"] = getattr(request, f"target_{side}") or changes[side]
     if request.subseed_strength > 0 and request.subseed in (None, -1):
         changes["subseed"] = draw_seed()
-    if request.clip_skip and request.clip_skip > 1 and not any(e.clip_skip for e in family.text_encoders):
-        notes.append(f"clip skip {request.clip_skip} has no effect on {family.title}: its text layer is fixed")
+    resolved = request.model_copy(update=changes)
+    notes += [f"{field} has no effect: {why}" for field, why in without_effect(request, resolved, family)]
     return ResolvedRequest(
-        request=request.model_copy(update=changes),
+        request=resolved,
         family=family.name,
         checkpoint=checkpoint,
         vae=vae,
         notes=tuple(notes),
     )
+
+
+_SIZE_FIELDS = ("original_width", "original_height", "crop_left", "crop_top")
+_RHO = ("Karras", "Polyexponential")
+
+
+def without_effect(asked: TextToImage, resolved: TextToImage, family: Family) -> Iterator[tuple[str, str]]:
+    """(field, why) of each field that was asked for and changes nothing."""
+    sampler, scheduler = resolved.sampler_name or "", resolved.scheduler or ""
+    for field in sorted(REQUEST_OPTIONS - options_of(sampler)):
+        if _asked(asked, field):
+            yield field, f"the sampler {sampler} does not use it"
+    if _asked(asked, "rho") and scheduler not in _RHO:
+        yield "rho", f"the schedule {scheduler} does not use it"
+    if _asked(asked, "clip_skip") and not any(encoder.clip_skip for encoder in family.text_encoders):
+        yield "clip_skip", f"the text layer of {family.title} is fixed"
+    if family.size_ids == "none":
+        for field in (*_SIZE_FIELDS, "target_width", "target_height"):
+            if _asked(asked, field):
+                yield field, f"{family.title} is told no sizes"
+    if family.size_ids != "refiner":
+        for field in ("aesthetic_score", "negative_aesthetic_score"):
+            if _asked(asked, field):
+                yield field, f"{family.title} is told no score; SDXL's refiner is"
+    if resolved.cfg_scale == 1 and sampler not in NEEDS_NEGATIVE:
+        for field in ("negative_prompt", "guidance_rescale", "dynamic_thresholding", "s_min_uncond"):
+            if _asked(asked, field):
+                yield field, "at a CFG scale of 1 the negative prompt is left out"
+    if _asked(asked, "subseed") and not resolved.subseed_strength:
+        yield "subseed", "subseed_strength is 0"
+
+
+def _asked(request: TextToImage, field: str) -> bool:
+    return getattr(request, field) != TextToImage.model_fields[field].default

@@ -63,6 +63,12 @@ REQUEST_OPTIONS = frozenset({"eta", "s_churn", "s_tmin", "s_tmax", "s_noise"})
 PICTURE_BY_PICTURE = frozenset({"DPM adaptive"})
 """Samplers that solve a batch one picture after another: a caller that can split the batch saves work."""
 
+NEEDS_NEGATIVE = frozenset({"DDIM CFG++"})
+"""Samplers that need `Prediction.unconditional` at every step."""
+
+CFGPP_SCALE = 12.5
+"""CFG++ takes scales in [0, 1]; AUTOMATIC1111 divides the usual ones by this."""
+
 _DIALECT_OPTIONS: Mapping[tuple[str, Dialect], Mapping[str, Any]] = {
     ("DPM fast", "comfyui"): {"eta": 0.0},
     ("DPM adaptive", "comfyui"): {"eta": 0.0},

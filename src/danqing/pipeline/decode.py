@@ -1,0 +1,42 @@
+"""Latents to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from danqing.models.autoencoder import Autoencoder
+from danqing.runtime.numerics import guarded
+from danqing.vocabulary import Dialect
+
+TILE, OVERLAP = 64, 16
+"""Latent cells of a tile and of its overlap, where a whole decode does not fit."""
+
+
+@torch.no_grad()
+def decode(autoencoder: Autoencoder, latents: Tensor, *, tiled: bool, note: Callable[[str], None]) -> Tensor:
+    """Model-space latents (1, C, h, w) of one picture -> pixels (1, 3, H, W) in [-1, 1] but for overshoot.
+
+    Where the autoencoder's output is not finite, the part where that begins runs in float32, and `note` is told.
+    Raises DanqingError when that does not help.
+    """
+    latents = latents.to(next(autoencoder.parameters()).device)
+
+    def run() -> Tensor:
+        return autoencoder.decode_tiled(latents, TILE, OVERLAP) if tiled else autoencoder.decode(latents)
+
+    def told(module: str, part: str) -> None:
+        note(f"the autoencoder's {module} was not finite: {part} ran in float32")
+
+    return guarded(autoencoder, run, told, "autoencoder")
+
+
+def to_image(pixels: Tensor, dialect: Dialect = "danqing") -> Image.Image:
+    """Pixels (1, 3, H, W) in [-1, 1] -> a picture. AUTOMATIC1111 and ComfyUI cut the fraction off, others round."""
+    values = (pixels[0].float().cpu() / 2 + 0.5).clamp(0, 1) * 255
+    if dialect not in ("a1111", "comfyui"):
+        values = values.round()
+    return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
