@@ -388,31 +388,31 @@ def _open_pickle(path: Path, data: mmap.mmap) -> TensorFile:
     return _from_tree(path, "torch pickle", tree, data, place, swap)
 
 
-def _leaves(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of all that hangs in nested dictionaries, lists and tuples."""
-    if depth > 32:
-        raise pickles.Malformed("it is nested more than 32 deep")
-    if isinstance(tree, dict):
-        pairs: Any = tree.items()
-    elif isinstance(tree, (list, tuple)):
-        pairs = enumerate(tree)
-    else:
-        yield prefix, tree
-        return
-    for key, value in pairs:
-        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of all that hangs in nested dictionaries, lists and tuples.
 
-
-def _bounded(tree: Any) -> Iterator[tuple[str, Any]]:
-    for count, leaf in enumerate(_leaves(tree)):
-        if count >= MAX_ENTRIES:
+    A value may be reached by several ways, and lists of lists of the same list by more ways than can be walked:
+    everything passed is counted. Raises Malformed for too deep or too much.
+    """
+    waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
+    count = 0
+    while waiting:
+        prefix, value, depth = waiting.pop()
+        count += 1
+        if depth > 32 or count > MAX_ENTRIES:
+            raise pickles.Malformed(f"it is nested more than 32 deep, or holds more than {MAX_ENTRIES} values")
+        if not isinstance(value, (dict, list, tuple)):
+            yield prefix, value
+            continue
+        pairs = list(value.items() if isinstance(value, dict) else enumerate(value))
+        if len(waiting) + len(pairs) > MAX_ENTRIES:
             raise pickles.Malformed(f"it holds more than {MAX_ENTRIES} values")
-        yield leaf
+        waiting += [(f"{prefix}.{key}" if prefix else str(key), inner, depth + 1) for key, inner in reversed(pairs)]
 
 
 def _storages(tree: Any) -> Iterator[Storage]:
     try:
-        yield from (value.storage for _, value in _bounded(tree) if isinstance(value, PickledTensor))
+        yield from (value.storage for _, value in _leaves(tree) if isinstance(value, PickledTensor))
     except pickles.Malformed:
         return  # said, with the file's name, where the tree is walked for its tensors
 
@@ -452,7 +452,7 @@ def _from_tree(
     weights, left, plain = _unwrapped(tree)
     entries: dict[str, Entry] = {}
     try:
-        for name, value in _bounded(weights):
+        for name, value in _leaves(weights):
             if isinstance(value, PickledTensor):
                 entries[_utf8(name)] = _lazy(value, data, place(value.storage), swap)
             elif isinstance(value, PickledArray):

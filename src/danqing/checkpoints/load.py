@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from danqing.checkpoints.sidecars import exact_vae
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES, Family, Model
 from danqing.models.autoencoder import Autoencoder
+from danqing.models.clip import CLIPText
 
 _RUNNABLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -63,8 +65,8 @@ def load(
     return Model(
         family=row,
         denoiser=nets["unet"],
-        autoencoder=nets["vae"],
-        text_encoders={encoder.name: nets[encoder.name] for encoder in row.text_encoders},
+        autoencoder=cast(Autoencoder, nets["vae"]),
+        text_encoders={encoder.name: cast(CLIPText, nets[encoder.name]) for encoder in row.text_encoders},
         tokenizers=checkpoint.tokenizers,
         name=checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem,
         path=str(checkpoint.path),

@@ -246,7 +246,10 @@ _STYLE: dict[type, tuple[str, ...]] = {
 
 
 def _taken(config: _Config, known: _Config, names: Mapping[type, tuple[str, ...]]) -> _Config:
-    return replace(config, **{name: getattr(known, name) for name in names[type(config)]})
+    changes = {name: getattr(known, name) for name in names[type(config)]}
+    if isinstance(config, UNetConfig) and "heads" in changes and len(changes["heads"]) != len(config.channels):
+        changes.pop("heads")  # a U-Net of fewer or more levels has its own
+    return replace(config, **changes)
 
 
 def _fits(config: _Config, known: _Config, exact: bool) -> bool:
@@ -405,6 +408,8 @@ def process_of(evidence: Evidence, base: Process) -> tuple[Process, str]:
     """
     if evidence.scheduler:
         return _scheduled(evidence, base), "scheduler_config.json"
+    if "edm_vpred.sigma_max" in evidence.marks:
+        raise DanqingError(f"{evidence.path}: is a v-prediction EDM model, which this version does not support yet")
     if "edm_mean" in evidence.marks:
         return replace(base, prediction="edm"), "marker edm_mean"
     if "v_pred" in evidence.marks:

@@ -245,7 +245,7 @@ def _bytes_as_text() -> list[str]:
 def write_tokenizer(folder: Path, encoder: TextEncoder) -> None:
     """CLIP's tokenizer as transformers' CLIPTokenizer reads it, from the vocabulary that comes with Danqing."""
     text = gzip.decompress(resources.files("danqing.assets").joinpath("clip_bpe.txt.gz").read_bytes()).decode("utf-8")
-    merges = text.splitlines()[1 : 49152 - 256 - 2 + 1]
+    merges = text.splitlines()
     letters = _bytes_as_text()
     start, end = "<|startoftext|>", "<|endoftext|>"
     words = [

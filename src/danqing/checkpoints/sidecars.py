@@ -129,7 +129,11 @@ def unet_json(config: UNetConfig, sample_size: int) -> dict[str, Any]:
     """diffusers' `unet/config.json`."""
     cross = [any(depth) for depth in config.down_depth]
     down = [max(depth) or 1 for depth in config.down_depth]
-    up = [[d or 1 for d in depth] if len(set(depth)) > 1 else max(depth) or 1 for depth in config.up_depth]
+    down[-1] = max(config.down_depth[-1]) or config.mid_depth or 1  # diffusers' middle has the last level's depth
+    up = [
+        (list(depth) if len(set(depth)) > 1 else depth[0]) if any(depth) else usual
+        for depth, usual in zip(config.up_depth, reversed(down))
+    ]
     added = bool(config.pooled_width)
     result: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel",
