@@ -11,6 +11,7 @@ from danqing.checkpoints.checkpoint import networks
 from danqing.checkpoints.files import Entry
 from danqing.families import FAMILIES, Family, Model
 
+
 def small_family(name: str) -> Family:
     """The row, with 32 to 64 channels and the same names as the full networks but for transformer depth."""
     row = FAMILIES[name]

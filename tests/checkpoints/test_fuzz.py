@@ -49,7 +49,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
         if kind == 0:
             out[at] ^= 1 << rng.randrange(8)
         elif kind == 1:
-            out[at] = rng.choice(b"\x00\xff.Rc(t}]\x81\x93Qb{\"0[9\x80iow")
+            out[at] = rng.choice(b'\x00\xff.Rc(t}]\x81\x93Qb{"0[9\x80iow')
         elif kind == 2:
             del out[at : at + rng.randint(1, 40)]
         elif kind == 3:
@@ -75,7 +75,7 @@ def survive(path: Path) -> str:
         open_checkpoint(path)
         load(path)
     except DanqingError as error:
-        assert str(path) in str(error)
+        assert str(path) in str(error)  # noqa: PT017
         return "error"
     return "model"
 

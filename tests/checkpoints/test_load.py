@@ -45,7 +45,9 @@ def original(name: str, folder: Path, *, ema: bool = False) -> tuple[Path, dict[
     }
     if name.startswith("sd2"):
         last = "cond_stage_model.model.transformer.resblocks.2."
-        state |= {key.replace("blocks.2.", "blocks.3."): value + 1 for key, value in state.items() if key.startswith(last)}
+        state |= {
+            key.replace("blocks.2.", "blocks.3."): value + 1 for key, value in state.items() if key.startswith(last)
+        }
         state["cond_stage_model.model.text_projection"] = torch.randn(16, 16)
         state["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
     if name.startswith("sd1"):
@@ -113,7 +115,10 @@ def test_full_size_rows_are_recognised_by_shapes(name: str) -> None:
 
 def test_unprefixed_old_and_turbo_text_encoders(tmp_path: Path) -> None:
     _, state = original("sd1", tmp_path)
-    old = {key.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): v for key, v in state.items()}
+    old = {
+        key.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): v
+        for key, v in state.items()
+    }
     safetensors.torch.save_file(old, tmp_path / "old.safetensors")
     family = small_family("sd1")
     assert same(states(load(tmp_path / "old.safetensors", family=family)), states(random_model(family)))
@@ -212,7 +217,10 @@ def test_missing_surplus_and_misshaped_keys_are_one_line(tmp_path: Path) -> None
         (["text_model.encoder.layers.0.mlp.fc1.weight"], "is a text encoder alone"),
         (["conv_first.weight"], "is an upscaler"),
         (["input_blocks.0.0.weight"], "is a U-Net alone"),
-        (["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"], "Stable Diffusion 3 model, which this version does not support yet"),
+        (
+            ["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"],
+            "Stable Diffusion 3 model, which this version does not support yet",
+        ),
         (["double_blocks.0.img_attn.norm.key_norm.scale"], "is a Flux model"),
         (["t_block.1.weight"], "is a PixArt model"),
         (["model.diffusion_model.new.weight"], "of an architecture that Danqing does not know"),
@@ -288,7 +296,7 @@ def test_the_doubtful_tensor_is_output_block_11() -> None:
 
 
 def test_prediction_is_overridden_and_carried(tmp_path: Path) -> None:
-    for name, target in (("sd2", "sd2-v"), ("sdxl", "sdxl")):
+    for name in ("sd2", "sdxl"):
         source = tmp_path / f"{name}.safetensors"
         save(random_model(small_family(name)), source)
         assert load(source, prediction="v").process.prediction == "v"
@@ -317,7 +325,9 @@ def vae_files(folder: Path, name: str) -> dict[str, Path]:
     safetensors.torch.save_file(bare, folder / f"{name}-bare.safetensors")
     safetensors.torch.save_file(state, folder / f"{name}-prefixed.safetensors")
     torch.save({"state_dict": bare | {"loss.logvar": torch.zeros(1)}}, folder / f"{name}-vae.pt")
-    alone = shutil.copy(folder / f"{name}-folder" / "vae" / "diffusion_pytorch_model.safetensors", folder / f"{name}-alone.safetensors")
+    alone = shutil.copy(
+        folder / f"{name}-folder" / "vae" / "diffusion_pytorch_model.safetensors", folder / f"{name}-alone.safetensors"
+    )
     return {
         "checkpoint": folder / f"{name}.safetensors",
         "pipeline": folder / f"{name}-folder",
@@ -361,7 +371,7 @@ def test_what_is_no_vae(tmp_path: Path) -> None:
         load_autoencoder(tmp_path / "lora.safetensors", family)
     wide = replace(family, autoencoder=replace(family.autoencoder, latent_channels=16))
     save(random_model(wide), tmp_path / "wide.safetensors")
-    with pytest.raises(DanqingError, match="is not an autoencoder for .* mis-shaped"):
+    with pytest.raises(DanqingError, match=r"is not an autoencoder for .* mis-shaped"):
         load_autoencoder(tmp_path / "wide.safetensors", family)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DanqingError, match="without an autoencoder"):

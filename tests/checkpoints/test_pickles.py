@@ -109,7 +109,7 @@ def attacks(proof: str) -> dict[str, tuple[bytes, str]]:
     }  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A folder in which a file appears if anything runs; imports while reading are counted too."""
     monkeypatch.delitem(sys.modules, "runpy", raising=False)

@@ -72,7 +72,7 @@ def test_depths_are_read_off_the_names(name: str) -> None:
     depths = layouts.Depths(unet.down_depth, unet.mid_depth, unet.up_depth)
     canonical = numbered(list(networks(FAMILIES[name])["unet"].state_dict()))
     foreign, _ = layouts.unet_table(depths).to_foreign(entries(canonical))
-    assert layouts.unet_depths({key: (1,) for key in foreign}) == depths
+    assert layouts.unet_depths(dict.fromkeys(foreign, (1,))) == depths
 
 
 def test_vae_against_diffusers_conversion(parity) -> None:
@@ -123,7 +123,9 @@ def test_open_clip_against_diffusers_conversion(layers: int, parity) -> None:
     table = layouts.open_clip_table(layers, True)
     ours, left = table.to_canonical(entries(state))
     assert list(left) == ["logit_scale"]
-    parity(f"OpenCLIP layout, {layers} layers", "diffusers convert_open_clip_checkpoint", wrong(read(ours), reference), 0)
+    parity(
+        f"OpenCLIP layout, {layers} layers", "diffusers convert_open_clip_checkpoint", wrong(read(ours), reference), 0
+    )
     back, _ = table.to_foreign(ours)
     assert same(read(back | left), state)
 
@@ -196,7 +198,12 @@ def test_we_read_what_diffusers_writes(name: str, shard: str, tmp_path: Path, pa
     assert model.family.autoencoder == family.autoencoder
     assert [e.config for e in model.family.text_encoders] == [e.config for e in family.text_encoders]
     assert set(model.tokenizers) == {encoder.name for encoder in family.text_encoders}
-    parity(f"reading a diffusers folder, {name}", "diffusers save_pretrained", wrong(states(model), their_states(pipe, family)), 0)
+    parity(
+        f"reading a diffusers folder, {name}",
+        "diffusers save_pretrained",
+        wrong(states(model), their_states(pipe, family)),
+        0,
+    )
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2-v", "sdxl"])
@@ -207,7 +214,12 @@ def test_diffusers_reads_what_we_write(name: str, tmp_path: Path, parity) -> Non
     convert(tmp_path / "one.safetensors", tmp_path / "ours")
     kind = StableDiffusionXLPipeline if name == "sdxl" else StableDiffusionPipeline
     pipe = kind.from_pretrained(tmp_path / "ours")
-    parity(f"writing a diffusers folder, {name}", "diffusers from_pretrained", wrong(states(model), their_states(pipe, family)), 0)
+    parity(
+        f"writing a diffusers folder, {name}",
+        "diffusers from_pretrained",
+        wrong(states(model), their_states(pipe, family)),
+        0,
+    )
     assert pipe.scheduler.config.prediction_type == ("v_prediction" if name == "sd2-v" else "epsilon")
     ids = pipe.tokenizer("a red apple, 一个").input_ids
     assert ids[:5] == [49406, 320, 736, 3055, 267]

@@ -325,17 +325,25 @@ def _with_switches(family: Family, folder: Folder) -> Family:
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-def networks(family: Family) -> dict[str, nn.Module]:
-    """The family's networks on the meta device: names and shapes, no memory."""
+def networks(family: Family, where: str = "") -> dict[str, nn.Module]:
+    """The family's networks on the meta device: names and shapes, no memory.
+
+    Raises DanqingError, naming `where`, for sizes that make no network, which only a damaged file or configuration has.
+    """
 
     def build(config: Any) -> nn.Module:
         if isinstance(config, AutoencoderConfig):
             return Autoencoder(config)
         return CLIPText(config) if isinstance(config, CLIPTextConfig) else UNet(config)
 
-    with torch.device("meta"):
-        nets = {"unet": build(family.denoiser), "vae": build(family.autoencoder)}
-        return nets | {encoder.name: build(encoder.config) for encoder in family.text_encoders}
+    try:
+        with torch.device("meta"):
+            nets = {"unet": build(family.denoiser), "vae": build(family.autoencoder)}
+            return nets | {encoder.name: build(encoder.config) for encoder in family.text_encoders}
+    except (ValueError, RuntimeError, ArithmeticError, AssertionError, IndexError) as error:
+        raise DanqingError(
+            f"{where or family.name}: the sizes of its networks make no sense: {str(error).splitlines()[0][:200]}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _report(path: Path) -> Report:
 
 def _checkpoint(found: Checkpoint, size: int) -> Report:
     family = found.family
-    faults = problems(found.components, networks(family), found.surplus)
+    faults = problems(found.components, networks(family, str(found.path)), found.surplus)
     absent_vae = "vae" not in found.components
     missing = tuple(key for key in faults.missing if key != "the whole vae")
     ok = not (missing or faults.surplus or faults.misshaped)

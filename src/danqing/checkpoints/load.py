@@ -54,7 +54,7 @@ def load(
     components = dict(checkpoint.components)
     if vae is not None:
         components["vae"] = open_autoencoder(vae, row)
-    nets = networks(row)
+    nets = networks(row, str(checkpoint.path))
     found = problems(components, nets, checkpoint.surplus)
     if str(found):
         hint = "; give the autoencoder by --vae" if "the whole vae" in found.missing else ""

@@ -6,6 +6,7 @@ named tensor when a Stable Diffusion 2 file leaves its prediction type in doubt.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -153,7 +154,7 @@ def unet_config(shapes: Mapping[str, Shape], pooled: int | None = None) -> UNetC
     """The U-Net that has these canonical names and shapes; `pooled` is the pooled text vector's width if known.
 
     Shapes do not tell the heads: SD 1.x has 8 everywhere, later families one for each 64 channels. Norm groups are
-    32 in all of them. Raises DanqingError if a name that all of them have is missing.
+    32 in all of them, where that divides the channels. Raises DanqingError if a name that all of them have is missing.
     """
 
     def depths(block: str) -> tuple[int, ...]:
@@ -185,6 +186,7 @@ def unet_config(shapes: Mapping[str, Shape], pooled: int | None = None) -> UNetC
             linear_projection=linear,
             pooled_width=pooled_width,
             size_ids=size_ids,
+            groups=math.gcd(32, *channels),
             guidance_width=shapes.get("time_embedding.cond_proj.weight", (0, 0))[-1],
         )
     except ValueError as error:
@@ -202,8 +204,10 @@ def _pooled_and_ids(width: int, pooled: int | None) -> tuple[int, int]:
 def vae_config(shapes: Mapping[str, Shape]) -> AutoencoderConfig:
     """The autoencoder that has these canonical names and shapes. Raises DanqingError if one is missing."""
     levels = count_children(shapes, "encoder.down_blocks")
+    channels = tuple(_need(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(levels))
     return AutoencoderConfig(
-        channels=tuple(_need(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(levels)),
+        channels=channels,
+        groups=math.gcd(32, *channels),
         layers=count_children(shapes, "encoder.down_blocks.0.resnets"),
         latent_channels=_need(shapes, "decoder.conv_in.weight", 4)[1],
         quant_convolutions="post_quant_conv.weight" in shapes,
@@ -239,7 +243,7 @@ _UNTOLD: dict[type, tuple[str, ...]] = {
 
 _STYLE: dict[type, tuple[str, ...]] = {
     UNetConfig: (),
-    AutoencoderConfig: ("groups", "scale", "shift", "mean", "std"),
+    AutoencoderConfig: ("scale", "shift", "mean", "std"),
     CLIPTextConfig: ("activation",),
 }
 """What a network of unusual size still has in common with its family."""

@@ -104,7 +104,7 @@ def convert(
     if vae is not None:
         components = dict(checkpoint.components) | {"vae": open_autoencoder(vae, checkpoint.family)}
         checkpoint = replace(checkpoint, components=components)
-    nets = networks(checkpoint.family)
+    nets = networks(checkpoint.family, str(checkpoint.path))
     if layout == "ldm":
         nets = {name: net for name, net in nets.items() if name in checkpoint.components}
     found = problems(checkpoint.components, nets, ())
