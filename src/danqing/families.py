@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from danqing.models.autoencoder import AutoencoderConfig
-from danqing.models.clip import CLIPTextConfig
+from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
+from danqing.models.clip import CLIPText, CLIPTextConfig
 from danqing.models.unet import UNetConfig
 from danqing.vocabulary import choose
 
@@ -350,8 +350,8 @@ class Model:
 
     family: Family
     denoiser: nn.Module
-    autoencoder: nn.Module
-    text_encoders: Mapping[str, nn.Module]
+    autoencoder: Autoencoder
+    text_encoders: Mapping[str, CLIPText]
     """By component name (`TextEncoder.name`)."""
     tokenizers: Mapping[str, Path] = field(default_factory=dict)
     """Tokenizer folders by component name, where the checkpoint brings its own; else the bundled one serves."""

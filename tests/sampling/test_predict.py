@@ -162,6 +162,16 @@ def test_a_picture_does_not_depend_on_its_batch(dtype: torch.dtype, prediction: 
         assert torch.equal(whole[1][i : i + 1], alone[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_branch_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    model = _model(dtype=dtype)
+    x, branches = torch.randn(2, 4, 8, 6), _branches(3)
+    together = predictor(model)(x, At(3.0, 0), branches)
+    apart = predictor(model, branches_apart=True)(x, At(3.0, 0), branches)
+    for a, b in zip(together, apart):
+        assert torch.equal(a, b)
+
+
 def test_timesteps_of_each_tool() -> None:
     process = Process()
     level = float(process.sigmas[500]) ** 0.7 * float(process.sigmas[501]) ** 0.3
@@ -187,7 +197,7 @@ def test_the_module_where_nan_begins_runs_in_float32() -> None:
     safe = Model(model.family, UNet(CONFIG).eval(), nn.Identity(), {})
     safe.denoiser.load_state_dict(before)
     notes: list[str] = []
-    predict = predictor(model, notes=notes)
+    predict = predictor(model, say=notes.append)
     result = predict(x, At(3.0, 7), branches)
     expected = predictor(safe)(x, At(3.0, 7), branches)
     for ours, theirs in zip(result, expected):

@@ -12,21 +12,21 @@ from danqing.models.autoencoder import Autoencoder
 from danqing.runtime.numerics import guarded
 from danqing.vocabulary import Dialect
 
-TILE, OVERLAP = 64, 16
-"""Latent cells of a tile and of its overlap, where a whole decode does not fit."""
+OVERLAP = 16
+"""Latent cells by which tiles overlap, where a whole decode does not fit."""
 
 
 @torch.no_grad()
-def decode(autoencoder: Autoencoder, latents: Tensor, *, tiled: bool, note: Callable[[str], None]) -> Tensor:
+def decode(autoencoder: Autoencoder, latents: Tensor, *, tile: int | None, note: Callable[[str], None]) -> Tensor:
     """Model-space latents (1, C, h, w) of one picture -> pixels (1, 3, H, W) in [-1, 1] but for overshoot.
 
-    Where the autoencoder's output is not finite, the part where that begins runs in float32, and `note` is told.
+    `tile` decodes tiles of so many latent cells. Where the autoencoder's output is not finite, the part where that begins runs in float32, and `note` is told.
     Raises DanqingError when that does not help.
     """
     latents = latents.to(next(autoencoder.parameters()).device)
 
     def run() -> Tensor:
-        return autoencoder.decode_tiled(latents, TILE, OVERLAP) if tiled else autoencoder.decode(latents)
+        return autoencoder.decode(latents) if tile is None else autoencoder.decode_tiled(latents, tile, OVERLAP)
 
     def told(module: str, part: str) -> None:
         note(f"the autoencoder's {module} was not finite: {part} ran in float32")

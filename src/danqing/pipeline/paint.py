@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.families import Model
-from danqing.models.autoencoder import Autoencoder
 from danqing.models.clip_vision import SafetyChecker
 from danqing.models.conditioning import Conditioning
 from danqing.models.seamless import seamless
@@ -24,7 +22,16 @@ from danqing.pipeline.safety import flag, folder_of, load_checker
 from danqing.prompts.encode import Cache, Sizes, conditionings
 from danqing.prompts.grammar import understand
 from danqing.requests import Reference, ResolvedRequest, TextToImage, read
-from danqing.runtime.memory import Plan
+from danqing.runtime.memory import (
+    Plan,
+    available,
+    first_that_fits,
+    leaner,
+    out_of_memory,
+    plans,
+    predicted_peak,
+    with_retries,
+)
 from danqing.sampling import guidance
 from danqing.sampling.guidance import Scale
 from danqing.sampling.noise import sampling_noise
@@ -73,7 +80,7 @@ def stream(
     safety_checker: bool = False,
     wrap: Callable[[Denoise], Denoise] | None = None,
     **fields: Any,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Paint step by step. Closing the iterator stops after the step; what was yielded stays good.
 
     `request` is a `TextToImage`, or a prompt; `fields` are the request's. Without a `model`, the request's own is
@@ -97,7 +104,7 @@ def _batches(
     say: Say,
     safety_checker: bool,
     wrap: Callable[[Denoise], Denoise] | None,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     notes: list[str] = []
 
     def note(line: str) -> None:
@@ -148,7 +155,7 @@ class Run:
     sigmas: Tensor
     note: Say
     wrap: Callable[[Denoise], Denoise] | None
-    plans: tuple[Plan, ...]
+    plans: Sequence[Plan]
     """From the fastest that fits to the leanest."""
 
     @property
@@ -161,7 +168,11 @@ class Run:
         sampler = find_sampler(r.sampler_name or "")
         told = timesteps(process, r.dialect, sampler.name, r.scheduler or "")
         predict = predictor(
-            self.model, pictures_per_call=plan.pictures_per_call, timestep_of=told, note=self.note
+            self.model,
+            pictures_per_call=plan.pictures_per_call,
+            branches_apart=plan.branches_apart,
+            timestep_of=told,
+            say=self.note,
         )
         scale: float | Scale = r.cfg_scale or 0.0
         if sampler.name in NEEDS_NEGATIVE:
@@ -207,13 +218,18 @@ class Run:
         start = noise(0) * start_scale(name, process, first, r.dialect)
         asked = {option: getattr(r, option) for option in options_of(name)}
         options = dialect_options(name, r.dialect) | {k: v for k, v in asked.items() if v is not None}
+        sample, ladder = SAMPLER_FUNCTIONS[name], self.plans
         last: Step | None = None
-
-        def go_on(plan: Plan) -> Iterator[Step]:
-            yield from SAMPLER_FUNCTIONS[name](self.denoiser(plan), start, self.sigmas, noise, last, **options)
-
-        for last in with_retries(self.plans, go_on, self.note):
-            yield last
+        while True:
+            try:
+                for step in sample(self.denoiser(ladder[0]), start, self.sigmas, noise, last, **options):
+                    last = step
+                    yield step
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            ladder = leaner(ladder, self.note)
 
     def picture(self, latents: Tensor) -> Image.Image:
         """The last latents (1, C, H, W) of one picture, decoded."""
@@ -221,9 +237,10 @@ class Run:
         scale = end_scale(r.sampler_name or "", self.model.process, float(self.sigmas[-1]), r.dialect)
 
         def run(plan: Plan) -> Tensor:
-            return decode(self.model.autoencoder, latents * scale, tiled=plan.tiled_decode, note=self.note)
+            return decode(self.model.autoencoder, latents * scale, tile=plan.tile, note=self.note)
 
-        return to_image(attempt(self.plans, run, self.note), r.dialect)
+        ladder = [*[plan for plan in self.plans if plan.tile is None][:1], self.plans[-1]]
+        return to_image(with_retries(ladder, run, self.note), r.dialect)
 
 
 def prepare(
@@ -249,10 +266,27 @@ def prepare(
         table="sdxl" if model.family.size_ids != "none" else "sd1",
     )
     positive, negative = encode(resolved, model, note)
-    width, height = r.width or 0, r.height or 0
-    branches = max(len(positive), 1) + max(len(negative), 1)
-    plans = plans_that_fit(model, width, height, r.batch_size, branches, note)
-    return Run(model, resolved, positive, negative, sigmas, note, wrap, plans)
+    branches = len([b for b in positive if b.holds(0)]) + len([b for b in negative if b.holds(0)])
+    return Run(model, resolved, positive, negative, sigmas, note, wrap, fitting_plans(r, model, branches, note))
+
+
+def fitting_plans(request: TextToImage, model: Model, branches: int, note: Say) -> Sequence[Plan]:
+    """The plans that should fit in what memory is free, fastest first; one that does not is not even tried."""
+    itemsize = model.dtype.itemsize
+
+    def peak(plan: Plan) -> int:
+        return predicted_peak(
+            plan,
+            weights=0,  # they are loaded already
+            denoiser=model.family.denoiser,
+            autoencoder=model.family.autoencoder,
+            width=request.width or 0,
+            height=request.height or 0,
+            itemsize=itemsize,
+            branches=branches,
+        )
+
+    return first_that_fits(plans(request.batch_size, model.device), peak, available(model.device), note)
 
 
 def encode(
@@ -304,7 +338,6 @@ def _empty_channels(model: Model, width: int, height: int) -> Tensor | None:
     channels = torch.zeros(1, extra, height // cell, width // cell)
     if model.family.variant == "inpaint":
         grey = torch.zeros(1, 3, height, width, device=model.device)
-        assert isinstance(model.autoencoder, Autoencoder)
         channels[:, :1] = 1
         channels[:, 1:] = model.autoencoder.encode(grey).mode()
     return channels.to(model.device)

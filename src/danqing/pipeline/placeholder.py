@@ -32,6 +32,7 @@ def placeholder(device: torch.device, dtype: torch.dtype) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = TINY.text_encoders[0]
-        networks = (UNet(TINY.denoiser), Autoencoder(TINY.autoencoder), CLIPText(encoder.config))
-    denoiser, autoencoder, text = (network.to(device, dtype).requires_grad_(False) for network in networks)
+        denoiser, autoencoder, text = UNet(TINY.denoiser), Autoencoder(TINY.autoencoder), CLIPText(encoder.config)
+    for network in (denoiser, autoencoder, text):
+        network.to(device, dtype).requires_grad_(False)
     return Model(TINY, denoiser, autoencoder, {encoder.name: text}, name="tiny-random")

@@ -108,4 +108,4 @@ def without_effect(asked: TextToImage, resolved: TextToImage, family: Family) ->
 
 
 def _asked(request: TextToImage, field: str) -> bool:
-    return getattr(request, field) != TextToImage.model_fields[field].default
+    return bool(getattr(request, field) != TextToImage.model_fields[field].default)

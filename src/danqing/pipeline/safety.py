@@ -54,7 +54,9 @@ def load_checker(model: Model) -> SafetyChecker:
     try:
         network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise DanqingError(f"{folder}: the weights are not a safety checker's: {str(error).splitlines()[-1].strip()}") from None
+        raise DanqingError(
+            f"{folder}: the weights are not a safety checker's: {str(error).splitlines()[-1].strip()}"
+        ) from None
     return network.requires_grad_(False).eval()
 
 

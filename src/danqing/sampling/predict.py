@@ -28,15 +28,17 @@ def predictor(
     timestep_of: Callable[[float], float] | None = None,
     patches: PatchSource | None = None,
     pad: bool = False,
-    notes: list[str] | None = None,
+    branches_apart: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Predict:
     """`predict(latents, at, branches)` of `model`: each branch's clean prediction (B, C, H, W) float32.
 
     latents (B, C, H, W) are in the samplers' coordinates, on any device. Branches of one shape share calls of at most
     `pictures_per_call` pictures, which is 1 on a CPU and the batch elsewhere unless given. Branches whose contexts
-    differ in length are called apart, as in AUTOMATIC1111, unless `pad` repeats the last vector of the shorter.
-    `timestep_of` maps a noise level to what the network is told of it (the process's own rule unless given;
-    see `timesteps`). What had to run in float32 because it was not finite is added to `notes`, each module once.
+    differ in length are called apart, as in AUTOMATIC1111, unless `pad` repeats the last vector of the shorter;
+    with `branches_apart` every branch is a call of its own, which takes the least memory.
+    `timestep_of` maps a noise level to what the network is told of it (the process's own rule unless given; see
+    `timesteps`). `say` is told what had to run in float32 because it was not finite, each module once.
     Raises DanqingError where even that does not help.
     """
     process = model.process
@@ -66,9 +68,9 @@ def predictor(
             return output
 
         def note(module: str, part: str) -> None:
-            if notes is not None and module not in said:
+            if module not in said:
                 said.add(module)
-                notes.append(f"NaN in {module} at step {at.step:g}: {part} ran in float32")
+                say(f"NaN in {module} at step {at.step:g}: {part} ran in float32")
 
         output = guarded(model.denoiser, run, note, "U-Net")
         return c_skip * latents + c_out * output.float()
@@ -78,9 +80,10 @@ def predictor(
         count = len(x)
         size = pictures_per_call or (1 if model.device.type == "cpu" else count)
         answers: list[list[Tensor]] = [[] for _ in branches]
+        groups = [[i] for i in range(len(branches))] if branches_apart else _groups(branches, pad)
         for start in range(0, count, size):
             rows = slice(start, min(start + size, count))
-            for group in _groups(branches, pad):
+            for group in groups:
                 stacked = _stack([_rows(branches[i], rows) for i in group], rows.stop - rows.start, pad)
                 clean = call(x[rows].repeat(len(group), 1, 1, 1), at, stacked)
                 for index, part in zip(group, clean.chunk(len(group))):
