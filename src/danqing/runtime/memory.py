@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Plan:
-    """How a batch is cut up. Only `tile` changes the picture, and little."""
+    """How a batch is cut up. Only `tile` can be seen in the picture; the others change its last bits at most."""
 
     pictures_per_call: int
     """Pictures that share a call of the denoiser."""
@@ -40,7 +40,7 @@ TILE = 64
 
 
 def plans(batch: int, device: torch.device | str) -> tuple[Plan, ...]:
-    """From the fastest to the leanest; those that leave the picture's bits alone before those that decode in tiles.
+    """From the fastest to the leanest; those that cannot be seen in the picture before those that decode in tiles.
 
     On a CPU a picture is a call of its own from the start, which keeps its bits independent of its batch.
     """
