@@ -14,7 +14,8 @@ from small import random_model, read_all, same, small_family, states
 
 from danqing.checkpoints import checkpoint, layouts
 from danqing.checkpoints.checkpoint import networks, open_checkpoint
-from danqing.checkpoints.load import load, load_autoencoder
+from danqing.checkpoints.files import to_dtype
+from danqing.checkpoints.load import assign, load, load_autoencoder
 from danqing.checkpoints.recognise import (
     DOUBTFUL_TENSOR,
     Configs,
@@ -167,14 +168,20 @@ def test_float8_with_and_without_scales(tmp_path: Path) -> None:
     assert torch.equal(weight, ((state[key] / 0.5).to(torch.float8_e4m3fn).float() * 0.5).bfloat16())
 
 
+def test_casts_are_torchs_own_bit_for_bit() -> None:
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+    for a, b in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16), (torch.float16, torch.float32)):
+        numbers = every.view(a)
+        numbers = numbers[~numbers.isnan()]
+        assert torch.equal(to_dtype(numbers, b), numbers.to(b))
+
+
 def test_weights_are_not_copied(tmp_path: Path) -> None:
     save(random_model(small_family("sd1")), tmp_path / "a.safetensors")
     one = open_checkpoint(tmp_path / "a.safetensors")
     entry = one.components["unet"]["conv_in.weight"]
     assert entry.load().data_ptr() == entry.load().data_ptr()
     net = networks(one.family)["unet"]
-    from danqing.checkpoints.load import assign
-
     assign(net, one.components["unet"], "cpu", torch.float32, False)
     assert net.conv_in.weight.data_ptr() == entry.load().data_ptr()
 

@@ -68,7 +68,16 @@ class Entry:
         """The same tensor in `dtype`; whole numbers and None leave it as it is."""
         if dtype is None or dtype == self.dtype or not self.dtype.is_floating_point:
             return self
-        return Entry(self.shape, dtype, lambda: self.load().to(dtype))
+        return Entry(self.shape, dtype, lambda: to_dtype(self.load(), dtype))
+
+
+def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype`. Between float16 and bfloat16 by way of float32: the same bits, several times as fast on a CPU,
+    where torch has no vector code for the direct way."""
+    halves = {torch.float16, torch.bfloat16}
+    if tensor.dtype != dtype and {tensor.dtype, dtype} == halves and tensor.device.type == "cpu":
+        tensor = tensor.float()
+    return tensor.to(dtype)
 
 
 @dataclass(frozen=True)

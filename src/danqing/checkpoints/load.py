@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+import typing
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
 
 from danqing.checkpoints import hashes, layouts
 from danqing.checkpoints.checkpoint import VAE_PREFIX, networks, open_checkpoint, problems
-from danqing.checkpoints.files import Entry, TensorFile, open_component, open_file, read_json
+from danqing.checkpoints.files import Entry, TensorFile, open_component, open_file, read_json, to_dtype
 from danqing.checkpoints.layouts import Entries
 from danqing.checkpoints.recognise import FAMILY_KEY, family_from_json, kind_of, vae_config
 from danqing.checkpoints.sidecars import exact_vae
@@ -65,8 +65,8 @@ def load(
     return Model(
         family=row,
         denoiser=nets["unet"],
-        autoencoder=cast(Autoencoder, nets["vae"]),
-        text_encoders={encoder.name: cast(CLIPText, nets[encoder.name]) for encoder in row.text_encoders},
+        autoencoder=typing.cast(Autoencoder, nets["vae"]),
+        text_encoders={encoder.name: typing.cast(CLIPText, nets[encoder.name]) for encoder in row.text_encoders},
         tokenizers=checkpoint.tokenizers,
         name=checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem,
         path=str(checkpoint.path),
@@ -89,7 +89,7 @@ def assign(
     """Give a network on the meta device its weights, one tensor at a time, ready to run and not to train."""
     state = {}
     for name in net.state_dict():
-        tensor = entries[name].load().to(device, dtype)
+        tensor = to_dtype(entries[name].load().to(device), dtype)
         if channels_last and tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         state[name] = tensor
