@@ -82,6 +82,27 @@ def test_the_seam_of_a_decode_is_as_smooth_as_the_rest() -> None:
     assert float((pixels[..., :1] - pixels).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("axes", ["x", "y", "both"])
+def test_a_decode_in_tiles_has_no_seam_either(axes: str) -> None:
+    wrapped = seamless(Autoencoder(VAE).eval(), axes)
+    latents = torch.randn(1, 4, 24, 24)
+    with torch.no_grad():
+        whole, tiled = wrapped.decode(latents), wrapped.decode_tiled(latents, tile=16, overlap=8)
+        # tiles that wrap around within themselves, as they would if the picture were not continued
+        blind = Autoencoder.decode_tiled(wrapped, latents, tile=16, overlap=8)
+    assert tiled.shape == whole.shape
+    for dim in DIMS[axes]:
+        edge = whole.shape[dim] - 1
+
+        def error(pixels: Tensor, at: int, dim: int = dim) -> float:
+            return float((pixels - whole).select(dim, at).abs().mean())
+
+        middle = sum(error(tiled, at) for at in range(16, 32)) / 16
+        for at in (0, edge):
+            assert error(tiled, at) < 2 * middle
+            assert error(blind, at) > 2 * error(tiled, at)
+
+
 def test_tensors_are_shared_and_the_original_stays() -> None:
     net = UNet(SMALL).eval()
     before = {name: type(module) for name, module in net.named_modules()}

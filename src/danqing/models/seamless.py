@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danqing.models.autoencoder import Downsample
+from danqing.models.autoencoder import Autoencoder, Downsample
 from danqing.models.layers import Conv2d
 from danqing.runtime.numerics import converted
 from danqing.vocabulary import Tiling
@@ -50,7 +50,25 @@ class SeamlessDownsample(Downsample):
         return self.conv(_pad(x, (0, 1, 0, 1), self.axes))  # type: ignore[no-any-return]
 
 
-_WRAPPING: dict[type[nn.Module], type[nn.Module]] = {Conv2d: SeamlessConv2d, Downsample: SeamlessDownsample}
+class SeamlessAutoencoder(Autoencoder):
+    """The autoencoder, whose tiles know nothing of the other side of the picture."""
+
+    axes: Tiling
+
+    def decode_tiled(self, latents: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
+        """As the plain one, of latents that are continued by `overlap` on every side that wraps around."""
+        x = min(overlap, latents.shape[-1]) if self.axes in ("x", "both") else 0
+        y = min(overlap, latents.shape[-2]) if self.axes in ("y", "both") else 0
+        pixels = super().decode_tiled(_pad(latents, (x, x, y, y), self.axes), tile, overlap)
+        top, left = y * self.config.downscale, x * self.config.downscale
+        return pixels[..., top : pixels.shape[-2] - top, left : pixels.shape[-1] - left]
+
+
+_WRAPPING: dict[type[nn.Module], type[nn.Module]] = {
+    Conv2d: SeamlessConv2d,
+    Downsample: SeamlessDownsample,
+    Autoencoder: SeamlessAutoencoder,
+}
 
 
 def _pad(x: Tensor, margins: tuple[int, int, int, int], axes: Tiling) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +107,7 @@ def timesteps(process: Process, dialect: Dialect, sampler: str = "", scheduler: 
         return lambda sigma: float(np.abs(np.log(sigma) - logs).argmin())
     whole = sampler in _DIFFUSERS_WHOLE
     if scheduler in ("Karras", "Exponential", "Beta"):
-        fit = _as_is if not whole else np.round if scheduler == "Karras" else np.floor
+        fit: Callable[[float], float] = _as_is if not whole else np.round if scheduler == "Karras" else _cut
         return lambda sigma: float(fit(process.timestep(sigma)))
     fit = np.round if whole else _as_is
     return lambda sigma: float(fit(np.interp(sigma, sigmas, np.arange(len(sigmas)))))
@@ -132,8 +131,13 @@ _DIFFUSERS_WHOLE = frozenset(
 """Samplers whose scheduler class in diffusers stores its timesteps as whole numbers."""
 
 
-def _as_is(value: Any) -> Any:
+def _as_is(value: float) -> float:
     return value
+
+
+def _cut(value: float) -> float:
+    """To the whole number below; the top level's 999 comes out as 998, for their sums end just under it."""
+    return float(np.floor(max(value - 1e-3, 0.0)))
 
 
 @dataclass(frozen=True)
