@@ -20,7 +20,7 @@ def _rows(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], tupl
         (store / f"{name}.json").write_text(json.dumps([subject, reference, error, bound]))
 
 
-@pytest.fixture()
+@pytest.fixture
 def parity(_rows: dict) -> Callable[[str, str, float, float], None]:
     def check(subject: str, reference: str, error: float, bound: float) -> None:
         error = float(error)

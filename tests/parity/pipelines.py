@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,13 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-import danqing
+from danqing.checkpoints.save import write_tokenizer
+from danqing.families import SDXL, TextEncoder
 
-MERGES = Path(danqing.__file__).parent / "assets" / "clip_bpe.txt.gz"
 
-
-def _tokenizer(folder: Path, pad: str) -> CLIPTokenizer:
-    """CLIP's tokenizer as transformers has it, from the bundled merges."""
-    folder.mkdir(parents=True, exist_ok=True)
-    merges = [line for line in gzip.decompress(MERGES.read_bytes()).decode().splitlines() if len(line.split()) == 2]
-    merges = [line for line in merges if not line.startswith("#") and "version" not in line][:48894]
-    codes = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    codes += [256 + i for i in range(256 - len(codes))]
-    letters = [chr(code) for code in codes]
-    words = letters + [letter + "</w>" for letter in letters] + ["".join(line.split()) for line in merges]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges), encoding="utf-8")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad, model_max_length=77)
+def _tokenizer(folder: Path, encoder: TextEncoder) -> CLIPTokenizer:
+    write_tokenizer(folder, encoder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def _text(width: int, projection: int | None, act: str = "quick_gelu") -> Any:
@@ -99,7 +86,7 @@ def sd1(folder: Path, prediction: str = "epsilon") -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline(
         vae=_vae(0.18215),
         text_encoder=_text(32, None),
-        tokenizer=_tokenizer(folder / "tokenizer", "<|endoftext|>"),
+        tokenizer=_tokenizer(folder / "tokenizer", SDXL.text_encoders[0]),
         unet=_unet(),
         scheduler=_scheduler(prediction),
         safety_checker=None,
@@ -118,8 +105,8 @@ def sdxl(folder: Path) -> StableDiffusionXLPipeline:
         vae=_vae(0.13025),
         text_encoder=_text(32, None),
         text_encoder_2=_text(64, 64, "gelu"),
-        tokenizer=_tokenizer(folder / "tokenizer", "<|endoftext|>"),
-        tokenizer_2=_tokenizer(folder / "tokenizer_2", "!"),
+        tokenizer=_tokenizer(folder / "tokenizer", SDXL.text_encoders[0]),
+        tokenizer_2=_tokenizer(folder / "tokenizer_2", SDXL.text_encoders[1]),
         unet=_unet(
             cross_attention_dim=96,
             attention_head_dim=(2, 4),
