@@ -1,9 +1,9 @@
 """Danqing 丹青: a complete Stable Diffusion system.
 
-    pictures = danqing.paint("a red apple")
-    model = danqing.load("model.safetensors")
-    pictures = danqing.paint("a castle", model, steps=30, seed=7)
-    for step in danqing.stream("a castle", model): ...
+pictures = danqing.paint("a red apple")
+model = danqing.load("model.safetensors")
+pictures = danqing.paint("a castle", model, steps=30, seed=7)
+for step in danqing.stream("a castle", model): ...
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HOMES = {
     "paint": "danqing.pipeline.paint",
     "stream": "danqing.pipeline.paint",
 }
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

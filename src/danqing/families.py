@@ -171,6 +171,8 @@ class Defaults:
 
 
 SizeIds = Literal["none", "base", "refiner"]
+Spacing = Literal["linspace", "leading", "trailing"]
+"""Where diffusers puts n timesteps among N: ends included; from the lower end; from the upper end (Lin et al. 2023)."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,8 @@ class Family:
     """SDXL's size conditioning: `base` is original size, crop, target size; `refiner` ends in an aesthetic score."""
     zero_empty_negative: bool = False
     """Whether an empty negative prompt is all zeros instead of the encoders' output (SDXL base)."""
+    spacing: Spacing | None = None
+    """The published scheduler configuration's `timestep_spacing`, for the diffusers dialect; None is each class's own."""
     defaults: Defaults = Defaults()
 
     @property
@@ -236,6 +240,7 @@ SDXL = Family(
     _XL_VAE,
     size_ids="base",
     zero_empty_negative=True,
+    spacing="leading",
     defaults=_XL_DEFAULTS,
 )
 
@@ -295,6 +300,7 @@ _ROWS: tuple[Family, ...] = (
         "Stable Diffusion XL, v-prediction",
         process_prediction="v",
         process_zero_terminal_snr=True,
+        spacing="trailing",
         defaults=replace(_XL_DEFAULTS, cfg_scale=5.0, sampler="Euler", scheduler="Normal"),
     ),
     variant(SDXL, "sdxl-inpaint", "Stable Diffusion XL inpainting", denoiser_in_channels=9),

@@ -11,7 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from danqing.errors import DanqingError
 from danqing.version import NUMERICS
-from danqing.vocabulary import Dialect, Emphasis, NoiseSource, Tiling, find_sampler, find_scheduler, nearest, split_combined
+from danqing.vocabulary import (
+    Dialect,
+    Emphasis,
+    NoiseSource,
+    Tiling,
+    find_sampler,
+    find_scheduler,
+    nearest,
+    split_combined,
+)
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 MAX_SEED = 2**64 - 1

@@ -246,7 +246,7 @@ def test_families_that_do_not_fit_and_names_that_do_not_exist(tmp_path: Path) ->
     save(random_model(small_family("sd1")), tmp_path / "a.safetensors")
     with pytest.raises(DanqingError, match="is not of family 'sdxl'"):
         load(tmp_path / "a.safetensors", family="sdxl")
-    with pytest.raises(DanqingError, match="family 'sd9' is unknown; choose one of: sd1"):
+    with pytest.raises(DanqingError, match="family 'sd9' is unknown; did you mean sd"):
         load(tmp_path / "a.safetensors", family="sd9")
     with pytest.raises(DanqingError, match="prediction type 'x' is unknown"):
         load(tmp_path / "a.safetensors", prediction="x")

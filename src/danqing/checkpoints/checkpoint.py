@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -24,7 +24,6 @@ from danqing.checkpoints.recognise import (
     differences,
     family_from_json,
     family_rows,
-    find_family,
     kind_of,
     prediction_word,
     process_of,
@@ -35,7 +34,7 @@ from danqing.checkpoints.recognise import (
 )
 from danqing.checkpoints.sidecars import exact_clip, exact_unet, exact_vae
 from danqing.errors import DanqingError
-from danqing.families import Family, Process
+from danqing.families import Family, Process, Spacing, find_family
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.models.clip import CLIPText, CLIPTextConfig
 from danqing.models.unet import UNet
@@ -315,7 +314,9 @@ def _exact(folder: Folder, found: Configs) -> Configs:
 
 
 def _with_switches(family: Family, folder: Folder) -> Family:
-    """Pipeline-wide switches that `model_index.json` carries."""
+    """Pipeline-wide switches that `model_index.json` carries, and its scheduler's spacing."""
+    spacing = folder.configs.get("scheduler", {}).get("timestep_spacing")
+    family = replace(family, spacing=spacing if spacing in get_args(Spacing) else None)
     zeros = folder.index.get("force_zeros_for_empty_prompt")
     if isinstance(zeros, bool) and zeros != family.zero_empty_negative and family.size_ids == "base":
         return replace(family, zero_empty_negative=zeros)

@@ -358,13 +358,6 @@ def family_from_json(text: str, where: str) -> Family:
         raise DanqingError(f"{where}: its metadata '{FAMILY_KEY}' is damaged: {str(error).splitlines()[0]}") from error
 
 
-def find_family(name: str) -> Family:
-    """The row of that name. Raises DanqingError with the names there are."""
-    if name not in FAMILIES:
-        raise DanqingError(f"family '{name}' is unknown; choose one of: {', '.join(FAMILIES)}")
-    return FAMILIES[name]
-
-
 # --- prediction type --------------------------------------------------------------------------------------------------
 
 _WORDS: dict[str, Prediction] = {

@@ -222,7 +222,7 @@ def _write_folder(checkpoint: Checkpoint, folder: Path) -> None:
         stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
         write_safetensors(folder / name / f"{stem}.safetensors", checkpoint.components[name], {})
     (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", sidecars.scheduler_json(family.process))
+    write_json(folder / "scheduler" / "scheduler_config.json", sidecars.scheduler_json(family.process, family.spacing))
     for encoder in family.text_encoders:
         own = checkpoint.tokenizers.get(encoder.name)
         if own is not None:

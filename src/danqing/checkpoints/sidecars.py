@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from danqing.errors import DanqingError
-from danqing.families import Family, Process, TextEncoder
+from danqing.families import Family, Process, Spacing, TextEncoder
 from danqing.models.autoencoder import AutoencoderConfig
 from danqing.models.clip import CLIPTextConfig
 from danqing.models.unet import UNetConfig
@@ -222,8 +222,8 @@ def clip_json(encoder: TextEncoder) -> dict[str, Any]:
     }
 
 
-def scheduler_json(process: Process) -> dict[str, Any]:
-    """diffusers' `scheduler/scheduler_config.json`."""
+def scheduler_json(process: Process, spacing: Spacing | None) -> dict[str, Any]:
+    """diffusers' `scheduler/scheduler_config.json`; `spacing` None leaves it to each scheduler class."""
     if process.prediction == "edm":
         low, high = process.edm_range
         return {
@@ -252,15 +252,15 @@ def scheduler_json(process: Process) -> dict[str, Any]:
         "set_alpha_to_one": False,
         "skip_prk_steps": True,
         "steps_offset": 1,
-        "timestep_spacing": "trailing" if process.zero_terminal_snr else "leading",
         "trained_betas": None,
+        **({"timestep_spacing": spacing} if spacing else {}),
         **({"rescale_betas_zero_snr": True} if process.zero_terminal_snr else {}),
     }
 
 
 def model_index(family: Family, tokenizers: Mapping[str, str]) -> dict[str, Any]:
     """diffusers' `model_index.json`; `tokenizers` maps text encoders to their tokenizers' folders."""
-    scheduler = scheduler_json(family.process)["_class_name"]
+    scheduler = scheduler_json(family.process, family.spacing)["_class_name"]
     result: dict[str, Any] = {"_diffusers_version": "0.30.0"}
     for encoder in family.text_encoders:
         kind = "CLIPTextModel" if encoder.config.projection is None else "CLIPTextModelWithProjection"

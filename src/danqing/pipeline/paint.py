@@ -34,11 +34,12 @@ from danqing.runtime.memory import (
 )
 from danqing.sampling import guidance
 from danqing.sampling.guidance import Scale
-from danqing.sampling.noise import sampling_noise
+from danqing.sampling.noise import DRAWING, sampling_noise
 from danqing.sampling.predict import predictor, timesteps
 from danqing.sampling.samplers import (
     CFGPP_SCALE,
     NEEDS_NEGATIVE,
+    PICTURE_BY_PICTURE,
     SAMPLER_FUNCTIONS,
     dialect_options,
     end_scale,
@@ -122,6 +123,8 @@ def _batches(
     hashes = {"checkpoint": future} if (future := hash_later(model.path)) else {}
     run = prepare(resolved, model, note, wrap)
     size, batches = resolved.request.batch_size, resolved.request.n_iter
+    if resolved.request.sampler_name in PICTURE_BY_PICTURE and not DRAWING[resolved.request.dialect].batched:
+        size, batches = 1, size * batches
     for batch in range(batches):
         singles = [resolved.picture(batch * size + index) for index in range(size)]
         latents = clean = torch.empty(0)
@@ -215,7 +218,7 @@ class Run:
         r, process = self.resolved.request, self.model.process
         name = r.sampler_name or ""
         noise, first = self.noise(singles), float(self.sigmas[0])
-        start = noise(0) * start_scale(name, process, first, r.dialect)
+        start = noise(0) * start_scale(name, process, first, r.dialect, self.model.family.spacing)
         asked = {option: getattr(r, option) for option in options_of(name)}
         options = dialect_options(name, r.dialect) | {k: v for k, v in asked.items() if v is not None}
         sample, ladder = SAMPLER_FUNCTIONS[name], self.plans
@@ -264,6 +267,7 @@ def prepare(
         rho=r.rho,
         discard_penultimate=r.discard_penultimate,
         table="sdxl" if model.family.size_ids != "none" else "sd1",
+        spacing=model.family.spacing,
     )
     positive, negative = encode(resolved, model, note)
     branches = len([b for b in positive if b.holds(0)]) + len([b for b in negative if b.holds(0)])

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from danqing.families import Process
+from danqing.families import Process, Spacing
 from danqing.sampling.dpm_solver import dpm_adaptive, dpm_fast
 from danqing.sampling.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, er_sde, lms, plms, unipc
-from danqing.sampling.schedules import TIMESTEP_SAMPLERS, Spacing
+from danqing.sampling.schedules import TIMESTEP_SAMPLERS
 from danqing.sampling.singlestep import (
     ddim,
     ddim_cfgpp,

@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 
 from danqing.errors import DanqingError
-from danqing.families import Process
+from danqing.families import Process, Spacing
 from danqing.vocabulary import Dialect, Sampler, find_scheduler
-
-Spacing = Literal["linspace", "leading", "trailing"]
-"""Where diffusers puts n timesteps among N: ends included; from the lower end; from the upper end (Lin et al. 2023)."""
 
 TIMESTEP_SAMPLERS = frozenset({"DDIM", "DDIM CFG++", "PLMS", "UniPC"})
 """A1111 runs these on timesteps in the model's own coordinates and knows no scheduler for them."""
