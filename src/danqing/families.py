@@ -338,6 +338,7 @@ _ROWS: tuple[Family, ...] = (
         "Playground v2.5",
         autoencoder=_PLAYGROUND_VAE,
         process_prediction="edm",
+        spacing=None,
         defaults=_PLAYGROUND_DEFAULTS,
     ),
 )

@@ -80,7 +80,14 @@ def _scheduler(prediction: str) -> DDIMScheduler:
     )
 
 
-def sd1(folder: Path, prediction: str = "epsilon") -> StableDiffusionPipeline:
+def _opened(kind: type[Any], folder: Path) -> Any:
+    """As people have it: what is in the folder is explicit, and carries over to other schedulers."""
+    pipeline = kind.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sd1(folder: Path, prediction: str = "epsilon") -> Any:
     """A small StableDiffusionPipeline, saved to `folder`."""
     torch.manual_seed(0)
     pipeline = StableDiffusionPipeline(
@@ -93,12 +100,11 @@ def sd1(folder: Path, prediction: str = "epsilon") -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
-    return pipeline
+    return _opened(StableDiffusionPipeline, folder)
 
 
-def sdxl(folder: Path) -> StableDiffusionXLPipeline:
+def sdxl(folder: Path) -> Any:
     """A small StableDiffusionXLPipeline, saved to `folder`."""
     torch.manual_seed(0)
     pipeline = StableDiffusionXLPipeline(
@@ -121,6 +127,5 @@ def sdxl(folder: Path) -> StableDiffusionXLPipeline:
         scheduler=_scheduler("epsilon"),
         add_watermarker=False,
     )
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
-    return pipeline
+    return _opened(StableDiffusionXLPipeline, folder)

@@ -9,6 +9,7 @@ from typing import Any
 from danqing.families import Family
 from danqing.requests import Reference, ResolvedRequest, TextToImage
 from danqing.sampling.samplers import NEEDS_NEGATIVE, REQUEST_OPTIONS, options_of
+from danqing.sampling.schedules import scheduler_for
 from danqing.vocabulary import (
     DIALECT_EMPHASIS,
     DIALECT_NOISE,
@@ -45,9 +46,11 @@ def resolve(
         scheduler = defaults.scheduler
     if scheduler == "Automatic":
         scheduler = DIALECT_SCHEDULER[request.dialect] or sampler.scheduler
-    if request.dialect == "diffusers" and scheduler != "Automatic":
-        notes.append(f"scheduler '{scheduler}' has no effect: with the diffusers dialect the sampler brings its own")
-        scheduler = "Automatic"
+    used = scheduler_for(scheduler, sampler, request.dialect)
+    if request.dialect == "a1111" and used != scheduler:
+        if request.scheduler or combined:
+            notes.append(f"scheduler '{scheduler}' has no effect: AUTOMATIC1111's {sampler.name} has its own")
+        scheduler = used
     changes: dict[str, Any] = {
         "width": _size("width", request.width or defaults.width, cell, notes),
         "height": _size("height", request.height or defaults.height, cell, notes),
