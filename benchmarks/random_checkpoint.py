@@ -1,7 +1,7 @@
 """Full-size checkpoints of random weights: what hubs cannot be asked for here, for timing and for trying.
 
-    python benchmarks/random_checkpoint.py sd1 /tmp/sd15.safetensors
-    python benchmarks/random_checkpoint.py sdxl /tmp/sdxl --dtype float32
+python benchmarks/random_checkpoint.py sd1 /tmp/sd15.safetensors
+python benchmarks/random_checkpoint.py sdxl /tmp/sdxl --dtype float32
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from danqing.families import Family, Model, find_family
 from danqing.models.autoencoder import Autoencoder
 from danqing.models.clip import CLIPText
 from danqing.models.unet import UNet
+from danqing.runtime.blank import without_weights
 
 
 def randomise(network: nn.Module, dtype: torch.dtype, seed: int) -> nn.Module:
@@ -39,7 +40,7 @@ def randomise(network: nn.Module, dtype: torch.dtype, seed: int) -> nn.Module:
 
 def random_model(family: Family, dtype: torch.dtype = torch.float16, seed: int = 0) -> Model:
     """A full-size model of `family` with random weights."""
-    with torch.device("meta"):
+    with without_weights():
         denoiser, autoencoder = UNet(family.denoiser), Autoencoder(family.autoencoder)
         encoders = {encoder.name: CLIPText(encoder.config) for encoder in family.text_encoders}
     return Model(

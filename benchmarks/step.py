@@ -20,6 +20,7 @@ from diffusers import UNet2DConditionModel
 
 from danqing.families import FAMILIES
 from danqing.models.unet import UNet
+from danqing.runtime.blank import without_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REFERENCE: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ REFERENCE: dict[str, dict[str, Any]] = {
 def build(family: str, dtype: torch.dtype) -> tuple[UNet, UNet2DConditionModel]:
     """Both networks over the same weights: one copy in memory."""
     config = FAMILIES[family].denoiser
-    with torch.device("meta"):
+    with without_weights():
         ours, theirs = UNet(config), UNet2DConditionModel(**REFERENCE[family])
     generator = torch.Generator().manual_seed(0)
     weights = {}

@@ -38,6 +38,7 @@ from danqing.families import Family, Process, Spacing, find_family
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.models.clip import CLIPText, CLIPTextConfig
 from danqing.models.unet import UNet
+from danqing.runtime.blank import without_weights
 
 VAE_PREFIX = "first_stage_model."
 
@@ -338,7 +339,7 @@ def networks(family: Family, where: str = "") -> dict[str, nn.Module]:
         return CLIPText(config) if isinstance(config, CLIPTextConfig) else UNet(config)
 
     try:
-        with torch.device("meta"):
+        with without_weights():
             nets = {"unet": build(family.denoiser), "vae": build(family.autoencoder)}
             return nets | {encoder.name: build(encoder.config) for encoder in family.text_encoders}
     except (ValueError, RuntimeError, ArithmeticError, AssertionError, IndexError) as error:

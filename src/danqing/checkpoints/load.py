@@ -14,14 +14,16 @@ from torch import nn
 
 from danqing.checkpoints import hashes, layouts
 from danqing.checkpoints.checkpoint import VAE_PREFIX, networks, open_checkpoint, problems
-from danqing.checkpoints.files import Entry, TensorFile, open_component, open_file, read_json, to_dtype
+from danqing.checkpoints.files import Entry, TensorFile, open_component, open_file, read_json
 from danqing.checkpoints.layouts import Entries
+from danqing.checkpoints.memory import Block
 from danqing.checkpoints.recognise import FAMILY_KEY, family_from_json, kind_of, vae_config
 from danqing.checkpoints.sidecars import exact_vae
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES, Family, Model
 from danqing.models.autoencoder import Autoencoder
 from danqing.models.clip import CLIPText
+from danqing.runtime.blank import without_weights
 
 _RUNNABLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -36,13 +38,11 @@ def load(
     ema: bool = False,
     family: Family | str | None = None,
     variant: str | None = None,
-    channels_last: bool = False,
 ) -> Model:
     """Load a checkpoint: a single file of any format, or a diffusers folder.
 
     dtype: None is the U-Net's own (float8 becomes bfloat16). On the CPU, weights that are already of that type are
-    views of the mapped file: nothing is copied, and memory is taken as they are used. channels_last: convolution
-    weights in channels-last order, which copies them. prediction: `epsilon`, `v`, `flow`, `edm`, against what the
+    views of the mapped file: nothing is copied, and memory is taken as they are used. prediction: `epsilon`, `v`, `flow`, `edm`, against what the
     file says. vae: a file or folder whose autoencoder takes the place of the checkpoint's own. ema: the moving
     average of the U-Net. family: a row, or its name, instead of recognising one. variant: of a diffusers folder.
 
@@ -61,7 +61,7 @@ def load(
         raise DanqingError(f"{checkpoint.path}: does not fit {row.title}: {found}{hint}")
     dtype = dtype or _own_dtype(components["unet"])
     for name, net in nets.items():
-        assign(net, components[name], device, dtype, channels_last)
+        assign(net, components[name], device, dtype)
     return Model(
         family=row,
         denoiser=nets["unet"],
@@ -83,16 +83,15 @@ def _own_dtype(entries: Mapping[str, Entry]) -> torch.dtype:
     return torch.bfloat16 if dtype.itemsize == 1 else torch.float32
 
 
-def assign(
-    net: nn.Module, entries: Mapping[str, Entry], device: torch.device | str, dtype: torch.dtype, channels_last: bool
-) -> None:
+def assign(net: nn.Module, entries: Mapping[str, Entry], device: torch.device | str, dtype: torch.dtype) -> None:
     """Give a network on the meta device its weights, one tensor at a time, ready to run and not to train."""
+    on_cpu = torch.device(device).type == "cpu"
+    other = [entries[name] for name in net.state_dict() if entries[name].dtype != dtype]
+    block = Block(sum(Block.aligned(entry.numel * dtype.itemsize) for entry in other) if on_cpu else 0)
     state = {}
     for name in net.state_dict():
-        tensor = to_dtype(entries[name].load().to(device), dtype)
-        if channels_last and tensor.ndim == 4:
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
-        state[name] = tensor
+        tensor = entries[name].load()
+        state[name] = block.take(tensor, dtype) if on_cpu and tensor.dtype != dtype else tensor.to(device).to(dtype)
     net.load_state_dict(state, strict=True, assign=True)
     net.requires_grad_(False).eval()
 
@@ -122,16 +121,15 @@ def load_autoencoder(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    channels_last: bool = False,
 ) -> Autoencoder:
     """The autoencoder in a VAE file, a diffusers VAE folder, or a whole checkpoint, for a model of `family`.
 
     Raises DanqingError if there is none, it is of another shape, or it is known to be another family's.
     """
     entries = open_autoencoder(path, family)
-    with torch.device("meta"):
+    with without_weights():
         net = Autoencoder(family.autoencoder)
-    assign(net, entries, device, dtype or _own_dtype(entries), channels_last)
+    assign(net, entries, device, dtype or _own_dtype(entries))
     return net
 
 
@@ -144,7 +142,7 @@ def open_autoencoder(path: Path | str, family: Family) -> Entries:
     """
     path = Path(path)
     found = _find_vae(path)
-    with torch.device("meta"):
+    with without_weights():
         net = Autoencoder(family.autoencoder)
     trouble = problems({"vae": found.entries}, {"vae": net}, ())
     if str(trouble):

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -75,6 +76,8 @@ class HashCache:
         return [path for (name,) in rows if (self.known(path := Path(name)) or "").startswith(prefix)]
 
     def _compute(self, path: Path, future: Future[str]) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own: painting goes first
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         try:
             before = path.stat()
             digest = sha256(path)

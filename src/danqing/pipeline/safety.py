@@ -12,6 +12,7 @@ from danqing.checkpoints.files import open_component, read_json
 from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.models.clip_vision import CLIPVisionConfig, SafetyChecker, prepare
+from danqing.runtime.blank import without_weights
 
 _FIELDS = {
     "hidden_size": "width",
@@ -43,7 +44,7 @@ def load_checker(model: Model) -> SafetyChecker:
     file = open_component(folder)
     if file is None:
         raise DanqingError(f"{folder}: has a config.json but no weights")
-    with torch.device("meta"):
+    with without_weights():
         network = SafetyChecker(checker)
     # transformers before 5 wraps the tower twice
     state = {

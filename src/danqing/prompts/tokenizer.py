@@ -59,10 +59,11 @@ def clip() -> Tokenizer:
     word, the merges in their order, then start and end of text.
     """
     packed = files("danqing.assets").joinpath("clip_bpe.txt.gz").read_bytes()
-    merges = [line.split(" ") for line in gzip.decompress(packed).decode("utf-8").splitlines()]
+    halves = gzip.decompress(packed).decode("utf-8").split()  # no merge holds a blank
+    merges = list(zip(halves[::2], halves[1::2]))
     letters = list(_letters())
     words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
-    return Tokenizer(_bpe({word: index for index, word in enumerate(words)}, [(a, b) for a, b in merges]))
+    return Tokenizer(_bpe({word: index for index, word in enumerate(words)}, merges))
 
 
 def from_folder(folder: str | Path) -> Tokenizer:

@@ -1,0 +1,67 @@
+"""Memory for weights that are converted as they are read."""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+PART = 1 << 20
+"""Values converted at a time: what they take as float32 stays in the cache."""
+_ALIGN = 64
+"""Bytes: a cache line, and the widest vector."""
+
+
+class Block:
+    """CPU memory for a network's converted weights, taken at once and in huge pages where the system has them.
+
+    Memory of the ordinary kind is handed out 4 KB at a time, which for gigabytes takes longer than the conversion.
+    """
+
+    def __init__(self, size: int) -> None:
+        """`size` in bytes, `aligned` for each tensor."""
+        self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel without them
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._used = 0
+
+    @staticmethod
+    def aligned(size: int) -> int:
+        return -(-size // _ALIGN) * _ALIGN
+
+    def take(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """`tensor` in `dtype`, in the next free place."""
+        count = tensor.numel()
+        flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=self._used)
+        self._used += self.aligned(count * dtype.itemsize)
+        convert(tensor.reshape(-1), flat)
+        return flat.view(tensor.shape)
+
+
+def convert(source: Tensor, target: Tensor) -> None:
+    """Copy (n,) `source` into (n,) `target` of another type.
+
+    Between float16 and bfloat16 by way of float32, for which torch has vector code on a CPU: the same bits, several
+    times as fast.
+    """
+    if {source.dtype, target.dtype} != {torch.float16, torch.bfloat16}:
+        target.copy_(source)
+        return
+    between = torch.empty(min(PART, len(source)))
+    for start in range(0, len(source), PART):
+        part = source[start : start + PART]
+        exact = between[: len(part)]
+        exact.copy_(part)
+        target[start : start + PART].copy_(exact)
+
+
+def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype`: itself where it is that already."""
+    if tensor.dtype == dtype or tensor.device.type != "cpu":
+        return tensor.to(dtype)
+    converted = torch.empty(tensor.shape, dtype=dtype)
+    convert(tensor.reshape(-1), converted.view(-1))
+    return converted

@@ -1,0 +1,27 @@
+"""Memory of a process that paints: taken in huge pages, and kept. No torch here: this comes before it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""mallopt's names (malloc.h)."""
+_KEEP = 1 << 30
+
+
+def keep_memory() -> None:
+    """For programs, before torch is imported: tensors take huge pages where the system has them, and what is freed is
+    kept for the next tensor.
+
+    A network's temporaries are tens of megabytes each. By default the C library gets each from the system and gives
+    it back, a page of 4 KB at a time, in every step. Linux with the GNU C library only; elsewhere this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own switch
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _KEEP)
+        mallopt(_TRIM_THRESHOLD, _KEEP)
