@@ -10,6 +10,8 @@ Prints load, first step, steady step (the fastest of the next two), and load + f
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import statistics
 import subprocess
 import sys
@@ -34,7 +36,7 @@ def ours(path: Path, dtype: str, size: int) -> tuple[float, list[float]]:
         next(events)
         marks.append(time.perf_counter())
     events.close()
-    return marks[0] - begin, [b - a for a, b in zip(marks, marks[1:])]
+    return marks[0] - begin, [b - a for a, b in itertools.pairwise(marks)]
 
 
 def diffusers(path: Path, dtype: str, size: int) -> tuple[float, list[float]]:
@@ -54,7 +56,7 @@ def diffusers(path: Path, dtype: str, size: int) -> tuple[float, list[float]]:
     with tempfile.TemporaryDirectory() as scratch:
         # from_single_file asks the Hub for configurations unless it is given them
         root = Path(scratch)
-        for name, config in (("unet", unet_json(SD1.denoiser)), ("vae", vae_json(SD1.autoencoder))):
+        for name, config in (("unet", unet_json(SD1.denoiser, 64)), ("vae", vae_json(SD1.autoencoder, 512))):
             (root / name).mkdir()
             (root / name / "config.json").write_text(json.dumps(config))
         unet = UNet2DConditionModel.from_single_file(str(path), config=str(root / "unet"), torch_dtype=precision)
@@ -97,13 +99,11 @@ def diffusers(path: Path, dtype: str, size: int) -> tuple[float, list[float]]:
             raise Enough
         return values
 
-    try:
+    with contextlib.suppress(Enough):
         pipeline(
             PROMPT, negative_prompt="blurry", num_inference_steps=3, width=size, height=size, callback_on_step_end=after
         )
-    except Enough:
-        pass
-    return marks[0] - begin, [b - a for a, b in zip(marks, marks[1:])]
+    return marks[0] - begin, [b - a for a, b in itertools.pairwise(marks)]
 
 
 def main() -> None:

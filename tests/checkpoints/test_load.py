@@ -180,7 +180,7 @@ def test_weights_are_not_copied(tmp_path: Path) -> None:
     entry = one.components["unet"]["conv_in.weight"]
     assert entry.load().data_ptr() == entry.load().data_ptr()
     net = networks(one.family)["unet"]
-    assign(net, one.components["unet"], "cpu", torch.float32, False)
+    assign(net, one.components["unet"], "cpu", torch.float32)
     assert net.conv_in.weight.data_ptr() == entry.load().data_ptr()
 
 
