@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
@@ -131,9 +132,19 @@ Choice = TypeVar("Choice", bound=str)
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """The choices most like `word`, best first."""
+    """The choices most like `word`, best first; none where nothing is like it."""
     by_fold = {choice.casefold(): choice for choice in choices}
-    return [by_fold[fold] for fold in difflib.get_close_matches(word.casefold(), by_fold, n=count, cutoff=0.3)]
+    return [by_fold[fold] for fold in difflib.get_close_matches(word.casefold(), by_fold, n=count, cutoff=0.5)]
+
+
+def quoted(value: object) -> str:
+    """A value as a message shows it: on one line, and no longer than a glance."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = 80
+    try:
+        return shortener.repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def choose(field: str, name: str, choices: Sequence[Choice]) -> Choice:
@@ -149,16 +160,19 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     like = nearest(name, choices)
     hint = f"did you mean {' or '.join(like)}?" if like else f"choose one of: {', '.join(choices)}"
-    return f"{kind} '{name}' is unknown; {hint}"
+    return f"{kind} {quoted(name)} is unknown; {hint}"
 
 
 def _find(kind: str, name: str, rows: Sequence[Row]) -> Row:
     known: dict[str, Row] = {}
     for row in rows:
         known.update(dict.fromkeys([label.casefold() for label in (row.name, *row.aliases)], row))
-    if name.strip().casefold() not in known:
-        raise DanqingError(unknown(kind, name, [row.name for row in rows]))
-    return known[name.strip().casefold()]
+    folded = name.strip().casefold()
+    if folded not in known:
+        # a misspelt alias is answered with the label that it stands for
+        like = dict.fromkeys(known[label].name for label in nearest(folded, known))
+        raise DanqingError(unknown(kind, name, like or [row.name for row in rows]))
+    return known[folded]
 
 
 def find_sampler(name: str) -> Sampler:

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command("convert", help="Write a checkpoint in another layout, losslessly.")(convert)
     models = typer.Typer(help="The models on this machine.", no_args_is_help=True, rich_markup_mode=None)
     models.command("list", help="Show what is known.")(list_models)
-    models.command("add", help="Make models known; download those that are not on this machine.")(add_model)
+    models.command("add", help="Make models known; download what is not here.")(add_model)
     app.add_typer(models, name="models")
 
 

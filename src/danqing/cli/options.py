@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
+from typer.core import TyperCommand
 
 Command = Callable[..., None]
 
@@ -15,23 +16,58 @@ _SHORT = {
     # field -> what people type; the field's own name works as well
     "sampler_name": "--sampler",
     "n_iter": "--batch-count",
-    "tiling": "--tiling",
     "eta_noise_seed_delta": "--ensd",
 }
 
 
-def _metavar(annotation: Any) -> str:
-    """How a field's type is shown in the help."""
+PAINTING, FILES, MACHINE = "What to paint", "Where pictures go", "How it runs"
+_SECTIONS = {
+    # A request's fields come in blocks, each under a heading of the help: its first field -> the heading.
+    "prompt": PAINTING,
+    "subseed": "Seeds and noise",
+    "clip_skip": "How the prompt is read, and whose details are followed",
+    "guidance_rescale": "Guidance",
+    "eta": "Details of samplers and schedules",
+    "original_width": "What SDXL is told of the picture",
+    "model": PAINTING,
+}
+
+
+class Sectioned(TyperCommand):
+    """A command whose help shows its options under headings: typer's own do so only in boxes."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "rich_help_panel", None) or "Other", []).append(record)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _bare(annotation: Any) -> Any:
+    """A field's type without Annotated and None."""
     if get_origin(annotation) is Annotated:
-        return _metavar(get_args(annotation)[0])
+        return _bare(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
-        return "|".join(str(choice) for choice in get_args(annotation))
+        return annotation
     inner = [arg for arg in get_args(annotation) if arg is not type(None)]
-    if inner:
-        return _metavar(inner[0])
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return ",".join(annotation.model_fields).upper()
-    return {int: "N", float: "X"}.get(annotation, "TEXT")
+    return _bare(inner[0]) if inner else annotation
+
+
+def _metavar(kind: Any) -> str:
+    """How a field's type is shown in the help."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return ",".join("X" for _ in kind.model_fields)
+    return {int: "N", float: "X", bool: "yes|no", str: "TEXT"}.get(kind, "NAME")
+
+
+def _help(description: str, kind: Any, default: Any) -> str:
+    if get_origin(kind) is Literal:
+        description += f": {', '.join(get_args(kind))}"
+    return f"{description} [default: {default}]" if default and default != "none" else description
 
 
 def request_options(request: type[BaseModel], skip: set[str]) -> list[inspect.Parameter]:
@@ -40,16 +76,22 @@ def request_options(request: type[BaseModel], skip: set[str]) -> list[inspect.Pa
     All are taken as text: the request class alone says what is valid, in one place and in one form.
     """
     parameters = []
+    section = None
     for name, info in request.model_fields.items():
+        section = _SECTIONS.get(name, section)
         if name in skip:
             continue
+        kind = _bare(info.annotation)
         flags = [f"--{name.replace('_', '-')}"]
-        if name in _SHORT and _SHORT[name] not in flags:
+        if name in _SHORT:
             flags.insert(0, _SHORT[name])
-        shown = info.description or ""
-        if info.default not in (None, "", "none"):
-            shown = f"{shown} [default: {info.default}]".strip()
-        option = typer.Option(*flags, metavar=_metavar(info.annotation), help=shown, show_default=False)
+        option = typer.Option(
+            *flags,
+            metavar=_metavar(kind),
+            help=_help(info.description or "", kind, info.default),
+            show_default=False,
+            rich_help_panel=section,
+        )
         parameters.append(
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]

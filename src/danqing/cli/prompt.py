@@ -9,9 +9,7 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    app.command("prompt", help="Show what a prompt does: tokens, chunks, weights, and what changes at which step.")(
-        prompt
-    )
+    app.command("prompt", help="Show what a prompt does: tokens, weights, schedule.")(prompt)
 
 
 def prompt(

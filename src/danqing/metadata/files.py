@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -21,7 +22,7 @@ RECORD_KEY = "danqing"
 def check_suffix(path: Path) -> str:
     """Pillow's format name for `path`. Raises DanqingError for a suffix that is no picture's."""
     if path.suffix.lower() not in _FORMATS:
-        raise DanqingError(f"{path}: '{path.suffix}' is not a picture format; use {', '.join(_FORMATS)}")
+        raise DanqingError(f"{path}: '{path.suffix}' is no picture format that is written; use {', '.join(_FORMATS)}")
     return _FORMATS[path.suffix.lower()]
 
 
@@ -30,7 +31,8 @@ def save(image: Image.Image, path: Path, infotext: str | None, record: str | Non
 
     The infotext goes where AUTOMATIC1111 puts it: PNG text chunk `parameters`; EXIF UserComment in UTF-16
     big-endian elsewhere. The JSON record goes to the chunk `danqing`, or after the EXIF's infotext not at all.
-    Raises DanqingError for an unknown suffix, a full disk, or a folder that cannot be written.
+    Raises DanqingError for an unknown suffix, a full disk, a folder that cannot be written, or what the format has
+    no room for: sides above 65535 (JPEG) and 16383 (WebP), and infotext above 32,000 characters in a JPEG.
     """
     kind = check_suffix(path)
     options: dict[str, object] = {}
@@ -47,20 +49,25 @@ def save(image: Image.Image, path: Path, infotext: str | None, record: str | Non
             exif = Image.Exif()
             exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + infotext.encode("utf-16-be")
             options["exif"] = exif.tobytes()
+    beside = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                image.save(file, format=kind, **options)  # type: ignore[arg-type]
-            os.chmod(beside, 0o644)
-            os.replace(beside, path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise DanqingError(f"{path}: the picture could not be written: {reason}") from error
+        with beside.open("xb") as file:
+            image.save(file, format=kind, **options)  # type: ignore[arg-type]
+        os.replace(beside, path)
+    except (OSError, ValueError) as error:
+        raise DanqingError(f"{path}: the picture could not be written: {_reason(error)}") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full; make room, or write elsewhere"
+    if str(error) == "EXIF data is too long":
+        return "a JPEG has no room for so long a prompt; write a .png or .webp, or use --no-metadata"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def free_name(path: Path) -> Path:

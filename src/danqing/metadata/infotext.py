@@ -10,8 +10,11 @@ from danqing.version import __version__
 
 
 def quote(value: object) -> str:
-    """A value as AUTOMATIC1111 writes it: a JSON string where it holds a comma, a colon or a newline."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as AUTOMATIC1111 writes it: a JSON string where it holds a comma, a colon or a newline.
+
+    Numbers are written in full, so that reading them back gives the same bits; 7.0 is 7.
+    """
+    text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",\n:") else text
 
 

@@ -52,7 +52,8 @@ class Picture:
         if not overwrite:
             target = files.free_name(target)
         text = self.infotext if metadata else None
-        record = self.record.model_dump_json(exclude_defaults=True) if metadata else None
+        # Defaults are written too: those of a later version may be others.
+        record = self.record.model_dump_json(exclude_none=True) if metadata else None
         files.save(self.image, target, text, record)
         return target
 

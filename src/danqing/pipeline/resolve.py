@@ -67,7 +67,9 @@ def resolve(
         for side in ("width", "height"):
             changes[f"original_{side}"] = getattr(request, f"original_{side}") or changes[side]
             changes[f"target_{side}"] = getattr(request, f"target_{side}") or changes[side]
-    if request.subseed_strength > 0 and request.subseed in (None, -1):
+    if request.subseed_strength == 0:
+        changes["subseed"] = None
+    elif request.subseed in (None, -1):
         changes["subseed"] = draw_seed()
     resolved = request.model_copy(update=changes)
     notes += [f"{field} has no effect: {why}" for field, why in without_effect(request, resolved, family)]
@@ -106,7 +108,7 @@ def without_effect(asked: TextToImage, resolved: TextToImage, family: Family) ->
         for field in ("negative_prompt", "guidance_rescale", "dynamic_thresholding", "s_min_uncond"):
             if _asked(asked, field):
                 yield field, "at a CFG scale of 1 the negative prompt is left out"
-    if _asked(asked, "subseed") and not resolved.subseed_strength:
+    if asked.subseed not in (None, -1) and not resolved.subseed_strength:
         yield "subseed", "subseed_strength is 0"
 
 
