@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from io import TextIOWrapper
 
 import typer
 
 from danqing.cli import config, files, paint, prompt
 from danqing.errors import DanqingError
+from danqing.runtime.allocator import keep_memory
 
 app = typer.Typer(
     name="danqing",
-    help="Danqing 丹青: paint, edit, train, merge and serve with Stable Diffusion models.",
+    help="Danqing 丹青: pictures from Stable Diffusion models.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
@@ -41,13 +44,37 @@ def _root(
 
 def main() -> None:
     """Run the command line. A person's mistake is one line on standard error and exit code 2."""
+    keep_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # file names need not be Unicode, nor consoles know Chinese
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written is told here, not at the interpreter's end
     except DanqingError as error:
-        print(f"danqing: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error), 2)
     except KeyboardInterrupt:
-        print("danqing: stopped", file=sys.stderr)
-        sys.exit(130)
+        _fail("stopped", 130)
+    except MemoryError:
+        _fail("memory: there is too little of it; ask for smaller or fewer pictures", 2)
     except BrokenPipeError:
-        sys.exit(1)
+        _fail(None, 1)
+    except OSError as error:
+        # a full disk, a folder that cannot be read: the machine's state, told by whoever met it first
+        where = f"{error.filename}: " if error.filename else "what was read or written: "
+        _fail(f"{where}{error.strerror or error}", 2)
+
+
+def _fail(line: str | None, code: int) -> None:
+    if line is not None and sys.stderr is not None:
+        print(f"danqing: {' '.join(line.splitlines())}", file=sys.stderr)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        # what cannot be written now would be tried again at the interpreter's end, with a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
