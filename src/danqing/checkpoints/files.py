@@ -56,6 +56,8 @@ class Entry:
     dtype: torch.dtype
     load: Callable[[], Tensor]
     """A CPU tensor; a view of the mapped file wherever nothing has to be computed."""
+    release: Callable[[], None] = lambda: None
+    """Lets the system take back the file's pages behind a view that is no longer needed."""
 
     @property
     def numel(self) -> int:
@@ -246,10 +248,21 @@ def _open_safetensors(path: Path, data: mmap.mmap) -> TensorFile:
     if present > reached:
         raise DanqingError(f"{path}: damaged: {present - reached} bytes follow the last tensor")
     entries = {
-        name: Entry(shape, dtype, _slice(data, start + begin, dtype, shape))
-        for name, (dtype, shape, begin, _) in rows.items()
+        name: Entry(shape, dtype, _slice(data, start + begin, dtype, shape), _forget(data, start + begin, start + end))
+        for name, (dtype, shape, begin, end) in rows.items()
     }
     return TensorFile(path, "safetensors", entries, metadata)
+
+
+def _forget(data: mmap.mmap, begin: int, end: int) -> Callable[[], None]:
+    """Takes the whole pages in [begin, end) out of the process; they are read anew from the file if asked for."""
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+
+    def release() -> None:
+        if hasattr(mmap, "MADV_DONTNEED") and last > first:
+            data.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    return release
 
 
 def _slice(data: mmap.mmap, at: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Callable[[], Tensor]:
@@ -488,7 +501,7 @@ def _lazy(tensor: PickledTensor, data: mmap.mmap, begin: int, swap: bool) -> Ent
             flat = flat.clone().view(torch.uint8).view(-1, size).flip(1).contiguous().view(tensor.dtype).view(-1)
         return flat.as_strided(tensor.shape, tensor.stride, tensor.offset)
 
-    return Entry(tensor.shape, tensor.dtype, load)
+    return Entry(tensor.shape, tensor.dtype, load, _forget(data, begin, begin + storage.nbytes))
 
 
 # --- diffusers folders ------------------------------------------------------------------------------------------------

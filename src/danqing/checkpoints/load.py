@@ -90,8 +90,12 @@ def assign(net: nn.Module, entries: Mapping[str, Entry], device: torch.device | 
     block = Block(sum(Block.aligned(entry.numel * dtype.itemsize) for entry in other) if on_cpu else 0)
     state = {}
     for name in net.state_dict():
-        tensor = entries[name].load()
-        state[name] = block.take(tensor, dtype) if on_cpu and tensor.dtype != dtype else tensor.to(device).to(dtype)
+        entry = entries[name]
+        if entry.dtype == dtype and on_cpu:
+            state[name] = entry.load()
+            continue
+        state[name] = block.take(entry.load(), dtype) if on_cpu else entry.load().to(device).to(dtype)
+        entry.release()
     net.load_state_dict(state, strict=True, assign=True)
     net.requires_grad_(False).eval()
 
