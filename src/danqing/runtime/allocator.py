@@ -8,6 +8,9 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """mallopt's names (malloc.h)."""
+_LARGE = 64 << 20
+"""Bytes from which a tensor still comes from the system and goes back to it: an autoencoder's, at its full size. Kept,
+they would leave holes that no other fits."""
 _KEEP = 1 << 30
 
 
@@ -23,5 +26,5 @@ def keep_memory() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own switch
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _KEEP)
+        mallopt(_MMAP_THRESHOLD, _LARGE)
         mallopt(_TRIM_THRESHOLD, _KEEP)
