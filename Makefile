@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long parity lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,10 @@ test: .venv/installed-test
 
 test-long: .venv/installed-test
 	$(BIN)/python -m pytest -m long
+
+# Writes docs/parity.md anew from a run of the comparisons.
+parity: .venv/installed-test
+	DANQING_PARITY=write $(BIN)/python -m pytest tests/parity
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
