@@ -109,7 +109,7 @@ def test_unsorted_files_count_after_sorted_ones_and_links_count_once(settings, p
 
 
 def test_unknown_names(settings, plant):
-    with pytest.raises(DanqingError, match="checkpoint 'x' is unknown, and so is every other: `danqing models add"):
+    with pytest.raises(DanqingError, match="checkpoint 'x' is unknown, and none is known yet: `danqing models add"):
         find("x", "checkpoint", settings)
     plant("checkpoints/deep/dreamshaper_8.safetensors", "checkpoints/v1-5.ckpt", "loras/dreamsharper.pt")
     with pytest.raises(

@@ -10,7 +10,7 @@ from typing import Any
 
 from danqing.checkpoints import hashes
 from danqing.checkpoints.checkpoint import Checkpoint, networks, open_checkpoint, problems
-from danqing.checkpoints.files import Entry, open_file
+from danqing.checkpoints.files import Entry, open_component, open_file
 from danqing.checkpoints.recognise import FUTURE, kind_of
 from danqing.errors import DanqingError
 
@@ -81,9 +81,12 @@ def _size(path: Path) -> int:
 def _report(path: Path) -> Report:
     size = _size(path)
     try:
-        if path.is_dir():
+        if path.is_dir() and (path / "model_index.json").is_file():
             return _checkpoint(open_checkpoint(path), size)
-        file = open_file(path)
+        component = open_component(path) if path.is_dir() else None
+        if path.is_dir() and component is None:
+            raise DanqingError(f"{path}: is a folder without a model_index.json or a network's weights, not a model")
+        file = component or open_file(path)
     except DanqingError as error:
         return Report(str(path), False, "damaged", "not a readable model", bytes=size, trouble=(str(error),))
     kind = kind_of(file.shapes)

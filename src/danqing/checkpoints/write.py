@@ -40,8 +40,11 @@ def beside(target: Path, needed: int) -> Iterator[Path]:
             target.rmdir()
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
-        # torch's archive writer reports a failed write as RuntimeError
+        # torch's archive writer reports a failed write as RuntimeError, and what failed as its context
+        error = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            reason = f"'{error.filename}' is a file, not a folder"
         if getattr(error, "errno", None) == errno.ENOSPC:
             reason = "the disk is full" if reason == os.strerror(errno.ENOSPC) else f"the disk is full: {reason}"
         raise DanqingError(f"{target}: could not be written: {reason}") from error
@@ -49,7 +52,8 @@ def beside(target: Path, needed: int) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it may never have been there
+                temporary.unlink()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -183,9 +183,13 @@ def _told(entry: Entry) -> tuple[Entry, str]:
 
 
 def _unknown(text: str, kind: Kind | None, entries: Sequence[Entry]) -> str:
+    if Path(text).suffix.lower() in SUFFIXES or "/" in text:
+        near = nearest(text, {entry.name for entry in entries})
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"{text}: no such file, and no {_title(kind)} of that name is known{hint}"
     if not entries:
         add = "`danqing models add PATH|URL|hf:OWNER/NAME|civitai:ID` adds one"
-        return f"{_title(kind)} '{text}' is unknown, and so is every other: {add}"
+        return f"{_title(kind)} '{text}' is unknown, and none is known yet: {add}"
     names = {entry.name for entry in entries}
     stems = {name.rpartition("/")[2]: name for name in names}
     like = nearest(text, names) or [stems[stem] for stem in nearest(text, stems)]

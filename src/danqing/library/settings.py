@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from danqing.errors import DanqingError
 from danqing.vocabulary import nearest
@@ -37,9 +37,16 @@ class Settings(BaseModel):
         None, description="checkpoint where a command names none; unset is the bundled model"
     )
     output_folder: Path = Field(Path("outputs"), description="where pictures go that no command places")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$", description="where networks run")
+    device: str = Field("auto", description="where networks run")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="precision of networks")
     write_metadata: bool = Field(True, description="whether pictures say how they were made")
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError("choose auto, cpu, cuda, cuda:1 (the second one) or mps")
+        return value
 
     @property
     def models_dir(self) -> Path:
@@ -186,7 +193,7 @@ def _parse(text: str, file: Path, data_dir: Path | None = None) -> Settings:
         settings = Settings(path=file, **values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Input ')}, but it is {p['input']!r}"
+            f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Input ').removeprefix('Value error, ')}, but it is {p['input']!r}"
             for p in error.errors()
         )
         raise DanqingError(f"{file}: {problems}") from None

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from danqing.checkpoints.load import load as load_checkpoint
+from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.library.hash_cache import HashCache
 from danqing.library.names import find
@@ -46,6 +47,9 @@ def load(
     precision = pick_dtype(dtype or settings.dtype, target)
     wanted = name or settings.default_model
     if wanted is None:
+        for field, asked in (("vae", vae), ("prediction", prediction), ("ema", ema)):
+            if asked:
+                raise DanqingError(f"{field}: has no effect without a checkpoint; give one with --model")
         say(NOTICE)
         return placeholder(target, precision)
     return load_checkpoint(
