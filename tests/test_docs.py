@@ -1,9 +1,11 @@
 """The documentation keeps up: the tables name what there is, every option is explained, no link leads nowhere."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from danqing.checkpoints.save import save
@@ -89,6 +91,16 @@ def tiny() -> Model:
     return load(device="cpu", dtype="float32", say=lambda line: None)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks this small wait longer for each other's threads than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_examples_in_python_run(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DANQING_HOME", str(tmp_path))
