@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -57,13 +57,20 @@ def load(
         device=target,
         dtype=precision,
         prediction=prediction,
-        vae=find(str(vae), "vae", settings).path if vae else None,
+        vae=find_vae(str(vae), settings) if vae else None,
         ema=ema,
     )
 
 
-def hash_later(path: str | None, settings: Settings | None = None) -> Future[str] | None:
-    """The file's SHA-256, computed beside the work and remembered; None for what is no single file."""
-    if path is None or not Path(path).is_file():
-        return None
-    return HashCache((settings or load_settings()).data_dir).later(Path(path))
+def find_vae(name: str, settings: Settings | None = None) -> str:
+    """The path of the autoencoder of that name or path. Raises DanqingError where there is none."""
+    return str(find(name, "vae", settings or load_settings()).path)
+
+
+def hashes_later(paths: Mapping[str, str | None]) -> dict[str, Future[str]]:
+    """SHA-256 of the files, computed beside the work and remembered; what is no single file is left out."""
+    files = {name: Path(path) for name, path in paths.items() if path and Path(path).is_file()}
+    if not files:
+        return {}
+    cache = HashCache(load_settings().data_dir)
+    return {name: cache.later(path) for name, path in files.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from danqing.models.clip_vision import SafetyChecker
 from danqing.models.conditioning import Conditioning
 from danqing.models.seamless import seamless
 from danqing.pipeline.decode import decode, to_image
-from danqing.pipeline.models import Say, hash_later, load, print_note
+from danqing.pipeline.models import Say, find_vae, hashes_later, load, print_note
 from danqing.pipeline.picture import Picture
 from danqing.pipeline.resolve import resolve
 from danqing.pipeline.safety import flag, folder_of, load_checker
@@ -113,14 +114,14 @@ def _batches(
             notes.append(line)
             say(line)
 
-    vae = Reference(name=request.vae) if request.vae else None
+    vae = Reference(name=Path(request.vae).name) if request.vae else None
     resolved = resolve(request, model.family, Reference(name=model.name or "model"), vae)
     for line in resolved.notes:
         note(line)
     checker = load_checker(model) if safety_checker else None
     if checker is None and folder_of(model):
         note("the checkpoint brings a safety checker, which is not run unless asked for (--safety-checker)")
-    hashes = {"checkpoint": future} if (future := hash_later(model.path)) else {}
+    hashes = hashes_later({"checkpoint": model.path, "vae": request.vae and find_vae(request.vae)})
     run = prepare(resolved, model, note, wrap)
     size, batches = resolved.request.batch_size, resolved.request.n_iter
     if resolved.request.sampler_name in PICTURE_BY_PICTURE and not DRAWING[resolved.request.dialect].batched:
