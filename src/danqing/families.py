@@ -364,6 +364,8 @@ class Model:
     """Tokenizer folders by component name, where the checkpoint brings its own; else the bundled one serves."""
     name: str = ""
     path: str | None = None
+    vae_path: str | None = None
+    """Where the autoencoder comes from, if not from the checkpoint itself."""
 
     @property
     def process(self) -> Process:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import danqing
 from danqing.errors import DanqingError
@@ -251,3 +253,19 @@ def test_a_request_object_and_fields_beside_it(tiny: Model) -> None:
     assert (one.resolved.request.seed, two.resolved.request.seed) == (5, 6)
     with pytest.raises(DanqingError, match="stepz: no such field; did you mean steps"):
         danqing.paint("x", tiny, stepz=3)
+
+
+def test_a_vae_in_the_request_takes_the_place_of_a_loaded_models(tiny: Model, tmp_path: Path) -> None:
+    import copy
+
+    other = copy.deepcopy(tiny.autoencoder)
+    with torch.no_grad():
+        other.decoder.conv_out.bias.add_(0.5)
+    save_file({name: t.contiguous() for name, t in other.state_dict().items()}, tmp_path / "other.safetensors")
+    (plain,) = paint("x", tiny)
+    (changed,) = paint("x", tiny, vae=str(tmp_path / "other.safetensors"))
+    assert pixels(changed).mean() > pixels(plain).mean() + 20
+    assert changed.record.vae is not None
+    assert changed.record.vae.name == "other.safetensors"
+    assert changed.record.vae.sha256
+    assert plain.record.vae is None

@@ -70,6 +70,7 @@ def load(
         tokenizers=checkpoint.tokenizers,
         name=checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem,
         path=str(checkpoint.path),
+        vae_path=None if vae is None else str(vae),
     )
 
 
@@ -215,6 +216,7 @@ def _scale(file: TensorFile, folder: Path, canonical: Entries) -> tuple[float | 
     return (known.get(hashes.sha256(file.path)), "its hash") if known else (None, "")
 
 
-def with_autoencoder(model: Model, net: Autoencoder) -> Model:
-    """`model` with another autoencoder; everything else is shared."""
-    return replace(model, autoencoder=net)
+def with_autoencoder(model: Model, path: Path | str) -> Model:
+    """`model` with the autoencoder of a file in place of its own; everything else is shared. As `load_autoencoder`."""
+    net = load_autoencoder(path, model.family, device=model.device, dtype=model.dtype)
+    return replace(model, autoencoder=net, vae_path=str(path))

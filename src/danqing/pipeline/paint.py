@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from danqing.checkpoints.load import with_autoencoder
 from danqing.families import Model
 from danqing.models.clip_vision import SafetyChecker
 from danqing.models.conditioning import Conditioning
@@ -95,7 +96,10 @@ def stream(
         request = read(TextToImage, {"prompt": request, **fields})
     elif fields:
         request = read(TextToImage, {**request.model_dump(exclude_unset=True), **fields})
-    model = model or load(request.model, vae=request.vae, say=say)
+    if model is None:
+        model = load(request.model, vae=request.vae, say=say)
+    elif request.vae and (path := find_vae(request.vae)) != model.vae_path:
+        model = with_autoencoder(model, path)
     return _batches(request, model, say, safety_checker, wrap)
 
 
@@ -114,14 +118,14 @@ def _batches(
             notes.append(line)
             say(line)
 
-    vae = Reference(name=Path(request.vae).name) if request.vae else None
+    vae = Reference(name=Path(model.vae_path).name) if model.vae_path else None
     resolved = resolve(request, model.family, Reference(name=model.name or "model"), vae)
     for line in resolved.notes:
         note(line)
     checker = load_checker(model) if safety_checker else None
     if checker is None and folder_of(model):
         note("the checkpoint brings a safety checker, which is not run unless asked for (--safety-checker)")
-    hashes = hashes_later({"checkpoint": model.path, "vae": request.vae and find_vae(request.vae)})
+    hashes = hashes_later({"checkpoint": model.path, "vae": model.vae_path})
     run = prepare(resolved, model, note, wrap)
     size, batches = resolved.request.batch_size, resolved.request.n_iter
     if resolved.request.sampler_name in PICTURE_BY_PICTURE and not DRAWING[resolved.request.dialect].batched:
