@@ -44,7 +44,7 @@ class Tokenizer:
         word = self._backend.id_to_token(token)
         if word is None:
             return f"<{token}> ".encode()
-        letters = _letters()
+        letters = byte_letters()
         body = word.removesuffix("</w>")
         if token in (self.start, self.end) or any(letter not in letters for letter in body):
             return f"{word} ".encode()
@@ -61,9 +61,9 @@ def clip() -> Tokenizer:
     packed = files("danqing.assets").joinpath("clip_bpe.txt.gz").read_bytes()
     halves = gzip.decompress(packed).decode("utf-8").split()  # no merge holds a blank
     merges = list(zip(halves[::2], halves[1::2]))
-    letters = list(_letters())
+    letters = list(byte_letters())
     words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
-    return Tokenizer(_bpe({word: index for index, word in enumerate(words)}, merges))
+    return Tokenizer(build({word: index for index, word in enumerate(words)}, merges))
 
 
 def from_folder(folder: str | Path) -> Tokenizer:
@@ -83,13 +83,13 @@ def from_folder(folder: str | Path) -> Tokenizer:
             backend.no_padding()
         else:
             lines = [line.split() for line in merges.read_text("utf-8").split("\n") if not line.startswith("#version")]
-            backend = _bpe(json.loads(vocabulary.read_text("utf-8")), [(line[0], line[1]) for line in lines if line])
+            backend = build(json.loads(vocabulary.read_text("utf-8")), [(line[0], line[1]) for line in lines if line])
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise DanqingError(f"{folder}: the tokenizer cannot be read ({error}); fetch its files again") from None
     return Tokenizer(backend, str(folder))
 
 
-def _bpe(words: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+def build(words: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
     """CLIP's pipeline: NFC, runs of blanks to one, lower case, words, bytes, merges."""
     model = models.BPE(
         vocab=words, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
@@ -110,7 +110,7 @@ def _bpe(words: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tok
 
 
 @lru_cache(maxsize=1)
-def _letters() -> dict[str, int]:
+def byte_letters() -> dict[str, int]:
     """GPT-2's printable stand-in for each byte, in the vocabulary's order (Radford et al. 2019)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [byte for byte in range(256) if byte not in printable]

@@ -1,0 +1,36 @@
+"""How near a picture is to another, pixel by pixel: PSNR and SSIM."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of pictures (B, C, H, W) in [0, 1]: (B,) decibels; infinite where they are equal."""
+    return -10 * torch.log10((a.double() - b.double()).square().mean((1, 2, 3)))
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of pictures (B, C, H, W) in [0, 1], H and W at least 11: (B,).
+
+    Gaussian window of 11 pixels and deviation 1.5, K1 = 0.01, K2 = 0.03, population variances, per channel, averaged
+    over the places where the window fits.
+    """
+    a, b = a.double(), b.double()
+    channels = a.shape[1]
+    at = torch.arange(11, dtype=torch.float64, device=a.device) - 5
+    bell = torch.exp(-(at**2) / (2 * 1.5**2))
+    bell = bell / bell.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        x = F.conv2d(x, bell.view(1, 1, 11, 1).expand(channels, 1, 11, 1), groups=channels)
+        return F.conv2d(x, bell.view(1, 1, 1, 11).expand(channels, 1, 1, 11), groups=channels)
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    both = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    similar = (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    return similar.mean((1, 2, 3))

@@ -1,0 +1,188 @@
+"""The schema of training recipes (TOML): what `danqing train` is told. An unknown key is an error that names it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from danqing.errors import DanqingError
+from danqing.vocabulary import nearest
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Data(_Section):
+    """The pictures, and what is done to them each time they are shown."""
+
+    folder: Path = Field(description="pictures with captions; relative to the recipe")
+    size: int = Field(128, ge=16, le=4096, description="pixels: buckets have about size x size")
+    bucket_step: int = Field(
+        0, ge=0, description="pixels between the sizes of aspect buckets; 0 is one square bucket, pictures cropped"
+    )
+    cache_gb: float = Field(2.0, ge=0, description="memory for decoded pictures")
+
+
+class Augment(_Section):
+    """Changes to pictures, drawn anew each time."""
+
+    flip: Share = Field(0.0, description="share of mirrored pictures, among those whose meaning a mirror keeps")
+    crop: Share = Field(0.0, description="at most this share of an edge is cut off, or added in the border's colour")
+    colour: Share = Field(0.0, description="how far brightness, contrast and saturation wander")
+    grey: Share = Field(0.0, description="share of pictures without colour")
+
+
+class Average(_Section):
+    """The moving average of the weights, which is what a stage results in."""
+
+    kind: Literal["power", "constant"] = Field("power", description="power function of the steps, or one decay")
+    length: float = Field(0.05, gt=0, lt=0.29, description="power: its relative standard deviation (Karras 2024)")
+    decay: float = Field(0.999, gt=0, lt=1, description="constant: how much of the average a step keeps")
+
+
+class Loop(_Section):
+    """What all stages share."""
+
+    steps: int = Field(gt=0, description="updates of the weights, in all")
+    batch: int = Field(16, gt=0, description="pictures an update, on all machines together")
+    accumulate: int = Field(1, gt=0, description="parts in which a batch is computed")
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup: int = Field(100, ge=0, description="updates during which the learning rate rises")
+    schedule: Literal["cosine", "constant", "decay"] = Field(
+        "cosine", description="after the warm-up: a half cosine to nothing; level; level, then a line to nothing"
+    )
+    decay_share: Share = Field(0.2, description="schedule decay: the share of the steps in which it falls")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    average: Average | None = Average()
+    precision: Literal["no", "bf16", "fp16"] = Field("bf16", description="mixed precision")
+    compile: bool = Field(False, description="torch.compile")
+    checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
+    seed: int = Field(0, ge=0)
+    save_minutes: float = Field(10.0, gt=0, description="between saved states")
+    keep: int = Field(2, gt=0, description="saved states that are kept, besides the best on held-out pictures")
+    evaluate_every: int = Field(500, gt=0, description="updates between looks at held-out pictures")
+    sample_every: int = Field(1000, gt=0, description="updates between sample sheets")
+    augment: Augment = Augment()
+
+
+class Text(_Section):
+    """CLIP's text tower."""
+
+    vocabulary: int = Field(8192, ge=1024)
+    width: int = Field(256, gt=0)
+    layers: int = Field(4, gt=0)
+    heads: int = Field(4, gt=0)
+    positions: int = Field(77, ge=77, le=77)
+
+
+class Vision(_Section):
+    """CLIP's image tower. Not part of the model that paints."""
+
+    width: int = Field(256, gt=0)
+    layers: int = Field(4, gt=0)
+    heads: int = Field(4, gt=0)
+    patch: int = Field(16, gt=0)
+
+
+class Clip(Loop):
+    text: Text = Text()
+    vision: Vision = Vision()
+
+
+class Discriminator(_Section):
+    """The patch discriminator (Isola et al. 2017) as latent diffusion trains it."""
+
+    start: int = Field(0, ge=0, description="the update at which it begins to count")
+    weight: float = Field(0.5, ge=0, description="times the adaptive weight")
+    loss: Literal["hinge", "minimax"] = "hinge"
+    gradient_penalty: float = Field(0.0, ge=0, description="R1's weight (Mescheder et al. 2018)")
+    channels: int = Field(32, gt=0)
+    layers: int = Field(3, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
+
+
+class Autoencode(Loop):
+    channels: tuple[int, ...] = (32, 64, 96, 128)
+    layers: int = Field(1, gt=0)
+    latent_channels: int = Field(8, gt=0)
+    groups: int = Field(32, gt=0)
+    kl_weight: float = Field(1e-4, ge=0, description="per latent value, beside an L1 loss per pixel value")
+    perceptual_weight: float = Field(0.1, ge=0, description="of the distance in the features of CLIP's image tower")
+    discriminator: Discriminator | None = Discriminator()
+
+
+class Denoiser(_Section):
+    channels: tuple[int, ...] = (64, 128, 192)
+    down_depth: tuple[tuple[int, ...], ...] = ((0,), (1,), (1,))
+    mid_depth: int = 1
+    up_depth: tuple[tuple[int, ...], ...] = ((1, 1), (1, 1), (0, 0))
+    heads: tuple[int, ...] = (2, 4, 6)
+    pooled: bool = Field(True, description="whether the text's pooled vector is told to every residual block too")
+    groups: int = Field(32, gt=0)
+
+
+class Diffuse(Loop):
+    denoiser: Denoiser = Denoiser()
+    prediction: Literal["v", "epsilon", "flow"] = "v"
+    zero_terminal_snr: bool = True
+    weighting: Literal["min-snr", "none"] = "min-snr"
+    snr_gamma: float = Field(5.0, gt=0, description="Hang et al. 2023: the signal-to-noise ratio at which it is cut")
+    drop_condition: Share = Field(0.1, description="share of pictures that are shown without their caption")
+    captions_per_picture: int = Field(12, gt=0, description="captions that are encoded beforehand")
+
+
+class Recipe(_Section):
+    """A model from nothing: its data and its three stages, each of which may be left out if its result is there."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the family's name, and the run's folder")
+    title: str = ""
+    data: Data
+    clip: Clip
+    autoencoder: Autoencode
+    diffusion: Diffuse
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in that file. Raises DanqingError that names the file and the key at fault."""
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DanqingError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DanqingError(f"{path}: is no TOML: {error}") from None
+    try:
+        recipe = Recipe.model_validate(table)
+    except ValidationError as error:
+        raise DanqingError(f"{path}: {_reason(error)}") from None
+    folder = recipe.data.folder.expanduser()
+    folder = folder if folder.is_absolute() else path.parent / folder
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": folder})})
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = nearest(str(first["loc"][-1]), _keys(first["loc"][:-1]))
+        return f"'{place}' is no key of a recipe" + (f"; did you mean {known[0]}?" if known else "")
+    if first["type"] == "missing":
+        return f"'{place}' is missing"
+    return f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r}"
+
+
+def _keys(place: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at that place."""
+    section: Any = Recipe
+    for part in place:
+        annotation = section.model_fields[str(part)].annotation
+        section = next(kind for kind in getattr(annotation, "__args__", (annotation,)) if kind is not type(None))
+    return list(section.model_fields)
