@@ -51,7 +51,8 @@ def generator_loss(fake: Tensor, kind: str) -> Tensor:
 def gradient_penalty(real_scores: Tensor, real: Tensor) -> Tensor:
     """R1 (Mescheder et al. 2018, equation 9) without its factor: the squared gradient at real pictures."""
     (gradient,) = torch.autograd.grad(real_scores.sum(), real, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
+    penalty: Tensor = gradient.square().sum((1, 2, 3)).mean()
+    return penalty
 
 
 def adaptive_weight(rebuilding: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
