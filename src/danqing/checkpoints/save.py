@@ -51,11 +51,13 @@ def save(
     dtype: torch.dtype | None = None,
     leftover: Mapping[str, Entry] | None = None,
     metadata: Mapping[str, str] | None = None,
+    shard: int | None = None,
 ) -> Conversion:
     """Write a loaded model: `ldm` is one file (safetensors; torch's archive if `path` ends in .ckpt), `diffusers` a
     folder that diffusers' pipelines open.
 
     dtype: of all weights; None is their own. leftover: tensors beside the networks (`Checkpoint.leftover`).
+    shard: bytes; in a folder, weights that take more are spread over files of at most that many.
     Written beside and renamed. Raises DanqingError: full disk, folder that is not empty.
     """
     nets = {"unet": model.denoiser, "vae": model.autoencoder, **model.text_encoders}
@@ -68,7 +70,7 @@ def save(
         Path(model.path or model.name or "model"), "memory", "model", model.family, "", components,
         dict(leftover or {}), metadata=dict(metadata or {}), tokenizers=_folders(model),
     )  # fmt: skip
-    return write(checkpoint, Path(path), layout, dtype)
+    return write(checkpoint, Path(path), layout, dtype, shard)
 
 
 def _folders(model: Model) -> dict[str, Path]:
@@ -113,7 +115,9 @@ def convert(
     return write(checkpoint, target, layout, torch.float16 if half else None)
 
 
-def write(checkpoint: Checkpoint, target: Path, layout: Layout, dtype: torch.dtype | None = None) -> Conversion:
+def write(
+    checkpoint: Checkpoint, target: Path, layout: Layout, dtype: torch.dtype | None = None, shard: int | None = None
+) -> Conversion:
     """Write `checkpoint` as `layout`. Raises DanqingError: full disk, folder that is not empty."""
     components = {name: _cast(part, dtype) for name, part in checkpoint.components.items()}
     averages = {key: entry for key, entry in checkpoint.leftover.items() if key.startswith(EMA_PREFIX)}
@@ -123,7 +127,7 @@ def write(checkpoint: Checkpoint, target: Path, layout: Layout, dtype: torch.dty
     size = sum(entry.nbytes for entry in tensors)
     with beside(target, size + (1 << 20)) as temporary:
         if layout == "diffusers":
-            _write_folder(checkpoint, temporary)
+            _write_folder(checkpoint, temporary, shard)
         else:
             entries = to_ldm(checkpoint)
             if target.suffix.lower() == ".ckpt":
@@ -205,7 +209,7 @@ def _usual_place(encoder: TextEncoder, family: Family) -> str:
 # --- diffusers --------------------------------------------------------------------------------------------------------
 
 
-def _write_folder(checkpoint: Checkpoint, folder: Path) -> None:
+def _write_folder(checkpoint: Checkpoint, folder: Path, shard: int | None) -> None:
     family = checkpoint.family
     folder.mkdir()
     tokenizers = {row.name: "tokenizer" + row.name.removeprefix("text_encoder") for row in family.text_encoders}
@@ -220,7 +224,7 @@ def _write_folder(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / name).mkdir()
         write_json(folder / name / "config.json", config)
         stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
-        write_safetensors(folder / name / f"{stem}.safetensors", checkpoint.components[name], {})
+        _write_weights(folder / name, stem, checkpoint.components[name], shard)
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", sidecars.scheduler_json(family.process, family.spacing))
     for encoder in family.text_encoders:
@@ -232,6 +236,27 @@ def _write_folder(checkpoint: Checkpoint, folder: Path) -> None:
     places = {f"{_PLACE}{name}": place for name, place in checkpoint.prefixes.items()}
     metadata = _metadata(checkpoint) | places
     write_safetensors(folder / "leftover.safetensors", checkpoint.leftover, metadata)
+
+
+def _write_weights(folder: Path, stem: str, entries: Entries, shard: int | None) -> None:
+    """One file, or as many as `shard` asks for with the index by which diffusers and transformers find their tensors."""
+    parts: list[Entries] = [{}]
+    for key, entry in sorted(entries.items()):
+        full = shard is not None and sum(other.nbytes for other in parts[-1].values()) + entry.nbytes > shard
+        if full and parts[-1]:
+            parts.append({})
+        parts[-1][key] = entry
+    if len(parts) == 1:
+        write_safetensors(folder / f"{stem}.safetensors", entries, {})
+        return
+    names = [f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
+    for name, part in zip(names, parts):
+        write_safetensors(folder / name, part, {})
+    index = {
+        "metadata": {"total_size": sum(entry.nbytes for entry in entries.values())},
+        "weight_map": {key: name for name, part in zip(names, parts) for key in part},
+    }
+    write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def _bytes_as_text() -> list[str]:
