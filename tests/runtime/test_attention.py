@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from danqing.runtime.attention import BLOCK, attention
 
@@ -71,3 +72,19 @@ def test_gradients() -> None:
     exact = [t.detach().double().requires_grad_() for t in given]
     wanted = torch.autograd.grad(formula(*exact, 0.25).square().sum(), exact)
     assert all(error(mine, theirs) < 2e-2 for mine, theirs in zip(gradients, wanted))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_training_step_has_torchs_values_and_gradients(masked: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (5, 7, 7))
+    mask = torch.rand(5, 7) < 0.8 if masked else None
+    if mask is not None:
+        mask[:, 0] = True
+    ours = attention(query, key, value, mask)
+    theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    toward = torch.randn_like(ours)
+    mine = torch.autograd.grad(ours, (query, key, value), toward)
+    for a, b in zip(mine, torch.autograd.grad(theirs, (query, key, value), toward)):
+        assert torch.allclose(a, b, atol=1e-5)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 BLOCK = 8 * 128 * 4096
 """Scores per block of queries: some 8 MB of bfloat16, which stay in the cache between the two products."""
+KEPT = 1 << 26
+"""Scores that a training step may keep: 128 MB of bfloat16 for one attention of a batch."""
 FEW_KEYS = 256
 """With fewer keys (a prompt's 77), torch's kernel is as fast."""
 
@@ -21,9 +23,14 @@ def attention(
     (B, heads, T, S); `scale` is D^-0.5 unless given. Returns (B, heads, T, D). Each picture's result is the same bits
     in any batch.
 
-    On a CPU, torch's kernel is slow in bfloat16, so there blocks of queries are multiplied out, unless gradients are
-    wanted: torch's kernel keeps no scores for them.
+    On a CPU, torch's kernel is slow in bfloat16, so there blocks of queries are multiplied out. Where gradients are
+    wanted, its backward is slower still, so all scores are kept while they are few (see `KEPT`).
     """
+    if _trains(query, key, value) and query.device.type == "cpu" and query[..., 0].numel() * key.shape[2] <= KEPT:
+        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return torch.softmax(scores, -1, dtype=scores.dtype) @ value
     if mask is not None or not _blocks_pay(query, key, value):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     batch, heads, length, width = query.shape
@@ -34,9 +41,13 @@ def attention(
     return out
 
 
+def _trains(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    return torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+
+
 def _blocks_pay(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] >= FEW_KEYS and not trains
+    few = query.dtype != torch.bfloat16 or key.shape[2] < FEW_KEYS
+    return query.device.type == "cpu" and not few and not _trains(query, key, value)
 
 
 def _by_blocks(out: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
