@@ -104,11 +104,12 @@ class AutoencoderStage:
         with self.accelerator.autocast():
             rebuilt, mean, logvar = self.rebuild(real, noise)
         pixel = (rebuilt - real).abs().mean()
+        square = (rebuilt - real).square().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         likeness = self._perceptual(real, rebuilt)
-        rebuilding = pixel + settings.perceptual_weight * likeness
+        rebuilding = pixel + settings.square_weight * square + settings.perceptual_weight * likeness
         loss = rebuilding + settings.kl_weight * kl
-        record = {"l1": pixel, "kl": kl, "perceptual": likeness}
+        record = {"l1": pixel, "square": square, "kl": kl, "perceptual": likeness}
         adversary = settings.discriminator
         if adversary is not None and self.discriminator is not None and step >= adversary.start:
             loss = loss + self._adversarial(rebuilding, rebuilt, record)

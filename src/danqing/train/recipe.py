@@ -116,6 +116,9 @@ class Autoencode(Loop):
     latent_channels: int = Field(8, gt=0)
     groups: int = Field(32, gt=0)
     kl_weight: float = Field(1e-4, ge=0, description="per latent value, beside an L1 loss per pixel value")
+    square_weight: float = Field(
+        0.0, ge=0, description="of the squared error, beside the L1 loss: colours that are far off count more"
+    )
     perceptual_weight: float = Field(0.1, ge=0, description="of the distance in the features of CLIP's image tower")
     discriminator: Discriminator | None = Discriminator()
 
@@ -140,6 +143,33 @@ class Diffuse(Loop):
     captions_per_picture: int = Field(12, gt=0, description="captions that are encoded beforehand")
 
 
+class Distort(_Section):
+    """What is done to the judge's pictures besides `augment`."""
+
+    rotation: float = Field(15.0, ge=0, le=180, description="at most so many degrees either way")
+    scale: Share = Field(0.25, description="how far pictures are enlarged or shrunk")
+    stretch: Share = Field(0.2, description="how far one edge becomes longer than the other")
+    shift: Share = Field(0.08, description="how far they are moved, in shares of an edge")
+    blur: Share = Field(0.25, description="share of pictures that are blurred")
+    noise: float = Field(0.08, ge=0, le=1, description="noise's largest deviation; pixels are in [-1, 1]")
+    erase: Share = Field(0.25, description="share of pictures of which a rectangle is painted over")
+    mixup: Share = Field(0.15, description="share of pictures that are blended with another")
+    cutmix: Share = Field(0.15, description="share of pictures into which a part of another is pasted")
+
+
+class Judge(Loop):
+    """The network that names what was painted. It is no part of the model and shares nothing with its CLIP."""
+
+    picture: int = Field(64, ge=16, description="pixels along an edge: what it resizes pictures to")
+    channels: tuple[int, ...] = (48, 96, 192, 320)
+    layers: tuple[int, ...] = Field((1, 2, 2, 1), description="residual blocks of each level")
+    groups: int = Field(8, gt=0)
+    features: int = Field(256, gt=0)
+    label_smoothing: Share = 0.1
+    style_weight: float = Field(0.25, ge=0, description="of the style's loss beside the concept's")
+    distort: Distort = Distort()
+
+
 class Recipe(_Section):
     """A model from nothing: its data and its three stages, each of which may be left out if its result is there."""
 
@@ -149,6 +179,7 @@ class Recipe(_Section):
     clip: Clip
     autoencoder: Autoencode
     diffusion: Diffuse
+    judge: Judge | None = None
 
 
 def read_recipe(path: Path) -> Recipe:
