@@ -17,7 +17,8 @@ from danqing.checkpoints.save import save
 from danqing.families import Defaults, Family, Model, Process, TextEncoder
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.models.clip import CLIPText, CLIPTextConfig
-from danqing.models.unet import UNet, UNetConfig
+from danqing.models.layers import ResBlock
+from danqing.models.unet import Transformer, UNet, UNetConfig
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import grid
 from danqing.prompts.tokenizer import from_folder
@@ -103,8 +104,7 @@ class DiffusionStage:
         self.process = self.family.process
         torch.manual_seed(self.settings.seed)
         self.denoiser = UNet(self.family.denoiser)
-        nn.init.zeros_(self.denoiser.conv_out.weight)
-        nn.init.zeros_(self.denoiser.conv_out.bias)  # type: ignore[arg-type]
+        _begin_as_nothing(self.denoiser)
         self.parts: Mapping[str, nn.Module] = {"denoiser": self.denoiser}
         self.learning_rates: Mapping[str, float] = {"denoiser": self.settings.learning_rate}
         self.averaged: tuple[str, ...] = ("denoiser",)
@@ -248,6 +248,21 @@ class DiffusionStage:
         """`model`, an ordinary checkpoint in diffusers' layout, in bfloat16."""
         save(self.model(), folder / "model", layout="diffusers", dtype=torch.bfloat16)
         (folder / "scores.json").write_text(json.dumps(self.evaluate(), indent=1) + "\n", "utf-8")
+
+
+def _begin_as_nothing(denoiser: UNet) -> None:
+    """Every residual branch, and the output, begin as zero (Dhariwal & Nichol 2021): deep networks learn faster so."""
+    for module in denoiser.modules():
+        if isinstance(module, ResBlock):
+            last: nn.Module = module.conv2
+        elif isinstance(module, Transformer):
+            last = module.proj_out
+        elif isinstance(module, UNet):
+            last = module.conv_out
+        else:
+            continue
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
 
 def _spread(captions: Sequence[str], most: int) -> Sequence[str]:
