@@ -159,4 +159,14 @@ def augment(pixels: Tensor, flips: Tensor, settings: Augment, generator: torch.G
         x = x.clamp(-1, 1)
     if settings.grey:
         x = torch.where((draw() < settings.grey)[:, None, None, None], x.mean(1, keepdim=True).expand_as(x), x)
+    if settings.hue:
+        x = torch.einsum("bij,bjhw->bihw", turned_hues(torch.pi * settings.hue * draw(-1, 1)), x).clamp(-1, 1)
     return x
+
+
+def turned_hues(angles: Tensor) -> Tensor:
+    """(B,) radians -> (B, 3, 3): rotations of RGB about the axis of greys (Rodrigues' formula)."""
+    cos, sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
+    onto = torch.full((3, 3), 1 / 3, device=angles.device)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angles.device) / 3**0.5
+    return cos * torch.eye(3, device=angles.device) + sin * cross + (1 - cos) * onto

@@ -37,6 +37,7 @@ class Augment(_Section):
     crop: Share = Field(0.0, description="at most this share of an edge is cut off, or added in the border's colour")
     colour: Share = Field(0.0, description="how far brightness, contrast and saturation wander")
     grey: Share = Field(0.0, description="share of pictures without colour")
+    hue: Share = Field(0.0, description="how far hues turn; 1 is all the way round")
 
 
 class Average(_Section):
