@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -189,15 +189,15 @@ class AutoencoderStage:
         both = torch.cat([torch.cat(list(pixels), 2), torch.cat(list(self._rebuilt(pixels)), 2)], 1)
         return Image.fromarray(((both + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
 
+    @torch.no_grad()
     def write(self, folder: Path) -> None:
         """`vae`, whose latents have mean 0 and deviation 1 in each channel over the training pictures."""
-        mean, std = self._measured()
-        config = replace(self.autoencoder.config, mean=mean, std=std)
-        save_network(self.autoencoder, folder / "vae", asdict(config))
+        normalise(self.autoencoder, *self._measured())
+        save_network(self.autoencoder, folder / "vae", asdict(self.autoencoder.config))
         (folder / "scores.json").write_text(json.dumps(self.evaluate(), indent=1) + "\n", "utf-8")
 
     @torch.no_grad()
-    def _measured(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _measured(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the latents, per channel."""
         count, total, squares = 0, np.zeros(self.settings.latent_channels), np.zeros(self.settings.latent_channels)
         for rows in self.pictures.batches(16):
@@ -209,4 +209,21 @@ class AutoencoderStage:
             squares += z.square().sum((0, 2, 3)).numpy()
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
-        return tuple(round(float(x), 5) for x in mean), tuple(round(float(x), 5) for x in std)
+        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+
+
+@torch.no_grad()
+def normalise(autoencoder: Autoencoder, mean: Tensor, std: Tensor) -> None:
+    """Change the autoencoder so that its latents z become (z - mean) / std, both (C,); what it rebuilds stays the same.
+
+    The 1x1 convolutions on either side of the latents take it in, so that the file needs no numbers beside it.
+    """
+    leave, enter = autoencoder.quant_conv, autoencoder.post_quant_conv
+    assert leave is not None and enter is not None and leave.bias is not None and enter.bias is not None
+    mean, std = mean.to(leave.weight), std.to(leave.weight)
+    count = len(mean)
+    enter.bias += (enter.weight[:, :, 0, 0] * mean).sum(1)
+    enter.weight *= std[None, :, None, None]
+    leave.weight[:count] /= std[:, None, None, None]
+    leave.bias[:count] = (leave.bias[:count] - mean) / std
+    leave.bias[count:] -= 2 * std.log()
