@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from danqing.cli import config, files, paint, prompt
+from danqing.cli import config, files, paint, prompt, train
 from danqing.errors import DanqingError
 from danqing.runtime.allocator import keep_memory
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 paint.register(app)
 prompt.register(app)
 files.register(app)
+train.register(app)
 config.register(app)
 
 

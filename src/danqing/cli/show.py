@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -71,8 +72,53 @@ def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
         yield progress
 
 
+QUIET = 30.0
+"""Seconds between the lines of a training run that no terminal shows."""
+
+ShowTraining = Callable[[int, int, Mapping[str, float], float], None]
+
+
 @contextmanager
-def finishing_on_interrupt() -> Iterator[list[bool]]:
+def training_bar() -> Iterator[tuple[Callable[[str], ShowTraining], Callable[[str], None]]]:
+    """Yields (show, say): `show(stage)(updates done, of how many, losses, pictures per second)`, and lines between.
+
+    A bar for each stage; where standard error is no terminal, a line every half minute and at the end.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def show(stage: str) -> ShowTraining:
+            task: list[TaskID] = []
+            began: list[tuple[float, int]] = []  # when the first was told, and the updates done by then
+            told = [time.monotonic()]
+
+            def tell(done: int, total: int, losses: Mapping[str, float], speed: float) -> None:
+                now = time.monotonic()
+                if not began:
+                    began.append((now, done))
+                    task.append(bar.add_task(stage, total=total, completed=done, text=""))
+                each = (now - began[0][0]) / (done - began[0][1]) if done > began[0][1] else None
+                left = "" if each is None else f", {_clock(each * (total - done))} left"
+                text = f"loss {losses.get('loss', float('nan')):.4g}, {speed:.3g} pictures/s{left}"
+                bar.update(task[0], completed=done, text=text)
+                if not console.is_terminal and (now - told[0] > QUIET or done == total):
+                    told[0] = now
+                    console.print(f"{stage}: update {done} of {total}, {text}")
+
+            return tell
+
+        yield show, lambda line: console.print(Text(line))
+
+
+def _clock(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+@contextmanager
+def finishing_on_interrupt(kept: str = "finished pictures are kept") -> Iterator[list[bool]]:
     """Within, Ctrl-C only asks to stop: the yielded list becomes non-empty. A second Ctrl-C stops at once."""
     asked: list[bool] = []
 
@@ -80,7 +126,7 @@ def finishing_on_interrupt() -> Iterator[list[bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(True)
-        print("danqing: stopping after this step; finished pictures are kept", file=sys.stderr)
+        print(f"danqing: stopping after this step; {kept}", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, ask)
     try:

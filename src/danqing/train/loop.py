@@ -86,11 +86,13 @@ def run(
     show: Show = _silent,
     say: Callable[[str], None] = lambda line: None,
     stop_after: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Train `stage` from its last saved state in `folder`, or from nothing, and write its result to `folder/result`.
 
     identity: what a state must have come from, to be gone on with: the recipe's parts that decide the weights.
-    stop_after: seconds after which the state is saved and the run ends. Returns whether the stage is finished.
+    stop_after: seconds after which the state is saved and the run ends; `stop` is asked after each update whether it
+    should end so. Returns whether the stage is finished.
     Raises DanqingError: the folder has another recipe's states, the disk is full (the states before are kept).
     """
     if (folder / RESULT).is_dir():
@@ -102,6 +104,8 @@ def run(
         gradient_accumulation_steps=settings.accumulate,
         cpu=not torch.cuda.is_available(),
     )
+    if not accelerator.is_main_process:
+        show, say = _silent, lambda line: None
     torch.manual_seed(settings.seed)
     averages: dict[str, MovingAverage] = {}
     if settings.average:
@@ -173,7 +177,7 @@ def run(
                 sheet.save(folder / SAMPLES / f"{step:08d}.png")
                 history.picture(step, sheet)
             marked = time.monotonic()
-        over = stop_after is not None and time.monotonic() - began > stop_after
+        over = stop() or (stop_after is not None and time.monotonic() - began > stop_after)
         if time.monotonic() - saved > 60 * settings.save_minutes or over or last:
             states.save(accelerator, step, spent + time.monotonic() - began)
             history.report(stage.name, settings.steps)
