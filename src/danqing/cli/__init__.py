@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from danqing.cli import config, files, paint, prompt, train
+from danqing.cli import config, dataset, files, paint, prompt, train
 from danqing.errors import DanqingError
 from danqing.runtime.allocator import keep_memory
 
@@ -25,6 +25,7 @@ paint.register(app)
 prompt.register(app)
 files.register(app)
 train.register(app)
+dataset.register(app)
 config.register(app)
 
 

@@ -21,6 +21,8 @@ from danqing.train.dataset import Item
 from danqing.train.recipe import Augment, Data
 
 WHITE = (255, 255, 255)
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for files that are no pictures, or broken ones."""
 
 
 def buckets(size: int, step: int, ratio: float = 2.0) -> list[tuple[int, int]]:
@@ -80,24 +82,29 @@ def _bucket_of(path: Path, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return nearest_bucket(*ImageOps.exif_transpose(image).size, sizes)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DanqingError(f"{path}: cannot be read as a picture ({error})") from None
 
 
-def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) uint8: the picture, on white where it is clear, resized to cover `size` (width, height), centre cut."""
+def open_picture(path: Path) -> Image.Image:
+    """The picture in RGB, upright, on white where it is clear. Raises DanqingError that names it."""
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), image)
-            image = image.convert("RGB")
-            if image.size != size:
-                image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return image.convert("RGB")
+    except UNREADABLE as error:
         raise DanqingError(f"{path}: cannot be read as a picture ({error})") from None
+
+
+def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8: the picture, on white where it is clear, resized to cover `size` (width, height), centre cut."""
+    image = open_picture(path)
+    if image.size != size:
+        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 class Order:
