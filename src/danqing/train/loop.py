@@ -10,17 +10,21 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from danqing.checkpoints.write import beside
 from danqing.errors import DanqingError
+from danqing.train.checkpointing import compute_twice
 from danqing.train.ema import MovingAverage
 from danqing.train.history import History
 from danqing.train.recipe import Loop
@@ -46,7 +50,11 @@ class Stage(Protocol):
         """The networks as accelerate wrapped them; frozen ones and caches are put in place."""
 
     def update(self, number: int, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Losses of batch `number` and their gradients; what it returns is recorded. `step` is the update's number."""
+        """Losses of the pictures that `Order.at(number)` gives, and their gradients; what it returns is recorded.
+
+        `step` is the update's number; `number` counts its parts too, of which `accumulate` make an update. Of the
+        pictures, those count that are this process's.
+        """
 
     def evaluate(self) -> dict[str, float]:
         """Scores on held-out pictures; `loss` is the one to watch, and lower is better."""
@@ -99,11 +107,7 @@ def run(
         say(f"{stage.name}: finished before; its result is in {folder / RESULT}")
         return True
     began = time.monotonic()
-    accelerator = Accelerator(
-        mixed_precision=settings.precision,
-        gradient_accumulation_steps=settings.accumulate,
-        cpu=not torch.cuda.is_available(),
-    )
+    accelerator = _accelerator(stage, settings)
     if not accelerator.is_main_process:
         show, say = _silent, lambda line: None
     torch.manual_seed(settings.seed)
@@ -115,84 +119,160 @@ def run(
         average.weights = {key: weight.to(accelerator.device) for key, weight in average.weights.items()}
         average.network = accelerator.unwrap_model(parts[name])
         accelerator.register_for_checkpointing(average)
-    states = States(folder / STATES, identity, settings.keep, say)
+    states = States(folder / STATES, identity, settings.keep)
     step, spent = states.load(accelerator)
     if step:
         say(f"{stage.name}: goes on from update {step} of {settings.steps}")
-    stage.begin(accelerator, {name: torch.compile(net) if settings.compile else net for name, net in parts.items()})  # type: ignore[misc]
-    history = History(folder, step, main=accelerator.is_main_process)
+    stage.begin(accelerator, _compiled(parts, stage) if settings.compile else parts)
+    history = History(folder, stage.name, settings, step, main=accelerator.is_main_process)
     saved, marked, pictures = time.monotonic(), time.monotonic(), 0
-
-    def averaged() -> Any:
-        return _applied(averages)
-
     while step < settings.steps:
         factor = learning_rate_factor(step, settings)
         for name, optimizer in optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rates[name] * factor
-        losses: dict[str, Tensor] = {}
-        for micro in range(settings.accumulate):
-            with accelerator.accumulate(*parts.values()):
-                generator = torch.Generator().manual_seed(_mixed(settings.seed, step, micro, accelerator.process_index))
-                losses = stage.update(step * settings.accumulate + micro, step, generator)
-                if accelerator.sync_gradients:
-                    for net in parts.values():
-                        accelerator.clip_grad_norm_(net.parameters(), settings.clip_norm)
-                for optimizer in optimizers.values():
-                    optimizer.step()
-                    optimizer.zero_grad()
+        losses = _update(stage, settings, accelerator, parts, optimizers, step)
         for average in averages.values():
             average.update(step)
         step += 1
         pictures += settings.batch
-        now = time.monotonic()
-        if step % 20 == 0 or step == settings.steps:
+        last = step == settings.steps
+        if step % 20 == 0 or last:
             values = {name: float(value) for name, value in losses.items()}
-            if not all(math.isfinite(value) for value in values.values()):
-                raise DanqingError(
-                    f"{stage.name}: update {step}: a loss is not finite ({values}); lower learning_rate, "
-                    f"then start again: the last state in {folder / STATES} is from before"
-                )
-            speed = pictures / max(now - marked, 1e-9)
+            _must_be_finite(accelerator, stage, step, folder, list(values.values()), f" ({values})")
+            speed = pictures / max(time.monotonic() - marked, 1e-9)
             history.add(step, {**values, "learning_rate": factor, "pictures_per_second": speed})
             show(step, settings.steps, values, speed)
-            marked, pictures = now, 0
-        last = step == settings.steps
+            marked, pictures = time.monotonic(), 0
+        best = False
         if step % settings.evaluate_every == 0 or last:
-            with averaged():
+            with _applied(averages):
                 scores = stage.evaluate()
-            if accelerator.is_main_process:
+            if scores and accelerator.is_main_process:
                 for line in history.judge(step, scores):
                     say(f"{stage.name}: {line}")
-            if history.best_step == step and not last:
-                states.save(accelerator, step, spent + time.monotonic() - began, best=True)
-                saved = time.monotonic()
-            marked = time.monotonic()
+            best = history.best_step == step
+            marked, pictures = time.monotonic(), 0
         if step % settings.sample_every == 0 or last:
-            with averaged():
+            with _applied(averages):
                 sheet = stage.sample()
             if sheet is not None and accelerator.is_main_process:
-                (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
-                sheet.save(folder / SAMPLES / f"{step:08d}.png")
+                with beside(folder / SAMPLES / f"{step:08d}.png", 0) as file:
+                    sheet.save(file, "PNG")
                 history.picture(step, sheet)
-            marked = time.monotonic()
-        over = stop() or (stop_after is not None and time.monotonic() - began > stop_after)
-        if time.monotonic() - saved > 60 * settings.save_minutes or over or last:
-            states.save(accelerator, step, spent + time.monotonic() - began)
-            history.report(stage.name, settings.steps)
-            saved = marked = time.monotonic()
+            marked, pictures = time.monotonic(), 0
+        now = time.monotonic()
+        late = now - saved > 60 * settings.save_minutes
+        over = stop() or (stop_after is not None and now - began > stop_after)
+        best, late, over = _any(accelerator, best, late, over)
+        if best or late or over or last:
+            weights = [p for net in parts.values() for p in net.parameters()]
+            _must_be_finite(accelerator, stage, step, folder, weights)
+            states.save(accelerator, step, spent + time.monotonic() - began, best)
+            history.report(spent + time.monotonic() - began, identity.get("data", {}))
+            saved, marked, pictures = time.monotonic(), time.monotonic(), 0
         if over and not last:
             say(f"{stage.name}: stopped at update {step} of {settings.steps}; the next run goes on from there")
-            return False
-    if accelerator.is_main_process:
-        with averaged(), beside(folder / RESULT, 0) as result:
+            break
+    if step == settings.steps and accelerator.is_main_process:
+        with _applied(averages), beside(folder / RESULT, 0) as result:
             result.mkdir(parents=True)
             stage.write(result)
     accelerator.wait_for_everyone()
     history.close()
     accelerator.free_memory()
-    return True
+    return step == settings.steps
+
+
+def _accelerator(stage: Stage, settings: Loop) -> Accelerator:
+    """What one process, or all of them, run on. Raises DanqingError: the batch cannot be shared out."""
+    AcceleratorState._reset_state()  # a stage before may have had another precision
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.accumulate,
+        cpu=not torch.cuda.is_available(),
+    )
+    shares = settings.accumulate * accelerator.num_processes
+    if settings.batch % shares:
+        raise DanqingError(
+            f"{stage.name}.batch: {settings.batch} pictures cannot be shared by {settings.accumulate} parts "
+            f"(accumulate) on {accelerator.num_processes} processes; give a multiple of {shares}"
+        )
+    return accelerator
+
+
+def _compiled(parts: Mapping[str, nn.Module], stage: Stage) -> dict[str, nn.Module]:
+    """The parts that make the result, compiled; an adversary is not, as its gradients' own gradients are wanted."""
+    torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]  # losses are weighed by gradients
+    return {name: torch.compile(net) if name in stage.averaged else net for name, net in parts.items()}  # type: ignore[misc]
+
+
+def _update(
+    stage: Stage,
+    settings: Loop,
+    accelerator: Accelerator,
+    parts: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Any],
+    step: int,
+) -> dict[str, Tensor]:
+    """One update of the weights, in as many parts as `accumulate` says; returns the parts' mean losses."""
+    total: dict[str, Tensor] = {}
+    for part in range(settings.accumulate):
+        with accelerator.accumulate(*parts.values()):
+            generator = torch.Generator().manual_seed(_mixed(settings.seed, step, part, accelerator.process_index))
+            losses = stage.update(step * settings.accumulate + part, step, generator)
+            if accelerator.sync_gradients:
+                _move(accelerator, parts, optimizers, settings.clip_norm)
+        total = {name: total.get(name, 0) + value / settings.accumulate for name, value in losses.items()}
+    return total
+
+
+def _move(accelerator: Accelerator, parts: Mapping[str, nn.Module], optimizers: Mapping[str, Any], norm: float) -> None:
+    """Clip the gradients of each part and give them to its optimizer; a part that had no lesson stays as it is.
+
+    With float16 the gradients come scaled up; all optimizers share the one scaler, which is told once an update.
+    """
+    scaler = accelerator.scaler
+    if scaler is None:
+        for name, net in parts.items():
+            accelerator.clip_grad_norm_(net.parameters(), norm)
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+        return
+    taught = {name: net for name, net in parts.items() if any(p.grad is not None for p in net.parameters())}
+    for name, net in taught.items():
+        optimizer = optimizers[name].optimizer
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(net.parameters(), norm)
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+    scaler.update()
+
+
+def _any(accelerator: Accelerator, *wishes: bool) -> list[bool]:
+    """What any process wishes: their clocks differ, and what all must do together, all must do."""
+    if accelerator.num_processes == 1:
+        return list(wishes)
+    counts: Tensor = accelerator.reduce(torch.tensor(wishes, dtype=torch.int32, device=accelerator.device))
+    return [bool(count) for count in counts.tolist()]
+
+
+def _must_be_finite(
+    accelerator: Accelerator,
+    stage: Stage,
+    step: int,
+    folder: Path,
+    values: Sequence[float | Tensor],
+    told: str = "",
+) -> None:
+    """Raises DanqingError on all processes if any of the losses or weights of one is not finite."""
+    wrong = not all(bool(torch.as_tensor(value).isfinite().all()) for value in values)
+    if _any(accelerator, wrong)[0]:
+        what = "a loss" if told else "a weight"
+        raise DanqingError(
+            f"{stage.name}: update {step}: {what} is not finite{told}; lower learning_rate, "
+            f"then start again: the last state in {folder / STATES} is from before"
+        )
 
 
 def _prepare(
@@ -202,6 +282,8 @@ def _prepare(
     parts, optimizers = {}, {}
     for name, net in stage.parts.items():
         net.train().requires_grad_(True)
+        if settings.checkpointing:
+            compute_twice(net)
         if accelerator.device.type == "cpu":
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         flat = [p for p in net.parameters() if p.dim() < 2]
@@ -239,56 +321,72 @@ class _applied:
 
 
 class States:
-    """Saved states: a folder each, complete or not there. The last few are kept, and the best on held-out pictures."""
+    """Saved states: a folder each, complete or not there. The last few are kept, and the best on held-out pictures.
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int, say: Callable[[str], None]) -> None:
+    Several machines share the folder.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int) -> None:
         self.folder = folder
         self.identity = json.loads(json.dumps(identity, default=str))
         self.keep = keep
-        self.say = say
 
     def all(self) -> list[Path]:
         """Oldest first."""
         return sorted(path for path in self.folder.glob("step-*") if (path / _STATE).is_file())
 
     def load(self, accelerator: Accelerator) -> tuple[int, float]:
-        """(updates done, seconds spent), from the last state; (0, 0) where there is none."""
-        for part in self.folder.glob(".*.part"):  # of a run that was killed while it saved
-            shutil.rmtree(part, ignore_errors=True)
+        """(updates done, seconds spent), from the last state; (0, 0) where there is none.
+
+        Raises DanqingError: another recipe's state (the key is named), a state that cannot be read.
+        """
+        if accelerator.is_main_process:
+            for place in (self.folder, self.folder.parent, self.folder.parent / SAMPLES):
+                for part in place.glob(".*.part"):  # of a run that was killed while it saved
+                    shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        accelerator.wait_for_everyone()
         states = self.all()
         if not states:
             return 0, 0.0
-        about = json.loads((states[-1] / _STATE).read_text("utf-8"))
-        other = _difference(about["identity"], self.identity)
-        if other:
+        try:
+            about = json.loads((states[-1] / _STATE).read_text("utf-8"))
+            other = _difference(about["identity"], self.identity)
+            if other:
+                raise DanqingError(
+                    f"{states[-1]}: is of another recipe: {other}; change the recipe back, or remove "
+                    f"{self.folder.parent}"
+                )
+            accelerator.load_state(str(states[-1]))
+            return int(about["step"]), float(about["seconds"])
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DanqingError(
-                f"{states[-1]}: is of another recipe: {other}; change the recipe back, or remove {self.folder.parent}"
-            )
-        accelerator.load_state(str(states[-1]))
-        return int(about["step"]), float(about["seconds"])
+                f"{states[-1]}: cannot be read ({reason}); remove it, and the state before it is gone on from"
+            ) from error
 
     def save(self, accelerator: Accelerator, step: int, seconds: float, best: bool = False) -> None:
-        """Write the state, then forget those that are too many."""
-        accelerator.wait_for_everyone()
+        """Write the state, then forget those that are too many. Raises DanqingError: the disk is full."""
         target = self.folder / f"step-{step:08d}"
         about = {"step": step, "seconds": seconds, "best": best, "identity": self.identity}
-        if target.is_dir():
-            if best:
-                (target / _STATE).write_text(json.dumps(about, indent=1), "utf-8")
-            return
         needed = max((_size(path) for path in self.all()), default=0)
+        if not accelerator.is_main_process:
+            accelerator.save_state(broadcast_object_list([""])[0])
+            accelerator.wait_for_everyone()
+            return
         with beside(target, needed) as new:
+            broadcast_object_list([str(new)])
             accelerator.save_state(str(new))
+            accelerator.wait_for_everyone()
             (new / _STATE).write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
-        if accelerator.is_main_process:
-            self._forget()
+        self._forget()
 
     def _forget(self) -> None:
         states = self.all()
         best = [path for path in states if json.loads((path / _STATE).read_text("utf-8"))["best"]]
         for path in states[: -self.keep]:
             if path not in best[-1:]:
-                shutil.rmtree(path, ignore_errors=True)
+                gone = path.rename(path.with_name(f".{path.name}.part"))  # never a state without some of its files
+                shutil.rmtree(gone, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:
@@ -296,10 +394,10 @@ def _size(folder: Path) -> int:
 
 
 def _difference(before: Any, now: Any, place: str = "") -> str | None:
-    """The first key in which two recipes differ, with both values."""
+    """The first key in which two recipes differ, with both values; keys that only one of them knows say nothing."""
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted({*before, *now}):
-            found = _difference(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+        for key in sorted({*before} & {*now}):
+            found = _difference(before[key], now[key], f"{place}.{key}" if place else key)
             if found:
                 return found
         return None
