@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from danqing.checkpoints.files import SAFETENSORS_DTYPES, Entry
@@ -39,8 +40,9 @@ def beside(target: Path, needed: int) -> Iterator[Path]:
         if target.is_dir():
             target.rmdir()
         os.replace(temporary, target)
-    except (OSError, RuntimeError) as error:
-        # torch's archive writer reports a failed write as RuntimeError, and what failed as its context
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch's archive writer reports a failed write as RuntimeError, and what failed as its context; safetensors'
+        # writer tells the system's reason within its own
         error = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         if isinstance(error, (FileExistsError, NotADirectoryError)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
+from danqing.errors import DanqingError
 from danqing.evaluate.reconstruction import psnr, ssim
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.models.clip_vision import CLIPVision, CLIPVisionConfig
@@ -59,10 +61,14 @@ class AutoencoderStage:
         held_out: Sequence[Item],
         image_encoder: Path | None,
     ) -> None:
-        """image_encoder: the CLIP stage's image tower, by whose features likeness is measured; None leaves that out."""
+        """image_encoder: the CLIP stage's image tower, by whose features likeness is measured; None leaves that out.
+
+        Raises DanqingError: settings that make no network, no result of the CLIP stage.
+        """
+        _check(settings, data)
         self.settings = settings
         self.pictures, self.held_out = Pictures(training, data), Pictures(held_out, data)
-        self.order = Order(self.pictures.sizes, settings.batch, settings.seed)
+        self.order = Order(self.pictures.sizes, settings.batch, settings.seed, settings.accumulate)
         self.flips = torch.tensor([item.flip for item in training])
         self.features: CLIPVision | None = None
         if image_encoder is not None and settings.perceptual_weight:
@@ -90,6 +96,8 @@ class AutoencoderStage:
     def begin(self, accelerator: Accelerator, parts: Mapping[str, nn.Module]) -> None:
         self.accelerator = accelerator
         self.rebuild, self.discriminator = parts["autoencoder"], parts.get("discriminator")
+        # what the autoencoder is told of it must not go where the adversary's own gradients are gathered
+        self.critic = self.parts.get("discriminator")
         if self.features is not None:
             self.features.to(accelerator.device)
 
@@ -124,25 +132,33 @@ class AutoencoderStage:
             return real.new_zeros(())
         with self.accelerator.autocast():
             with torch.no_grad():
-                wanted = self.features(normalised(real)).hidden[1:]
-            found = self.features(normalised(rebuilt)).hidden[1:]
+                wanted = self.features(self._seen(real)).hidden[1:]
+            found = self.features(self._seen(rebuilt)).hidden[1:]
         total = real.new_zeros(())
         for a, b in zip(wanted, found):
             a, b = (nn.functional.normalize(t[:, 1:].float(), dim=-1) for t in (a, b))
             total = total + (a - b).square().sum(-1).mean()
         return total / len(wanted)
 
+    def _seen(self, pixels: Tensor) -> Tensor:
+        """Pictures as the image tower takes them; it has one size, a bucket may have another."""
+        assert self.features is not None
+        size = (self.features.config.picture,) * 2
+        if pixels.shape[-2:] != size:
+            pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+        return normalised(pixels)
+
     def _adversarial(self, rebuilding: Tensor, rebuilt: Tensor, record: dict[str, Tensor]) -> Tensor:
         """What the adversary adds to the autoencoder's loss; its own weights learn nothing of it."""
-        adversary, discriminator = self.settings.discriminator, self.discriminator
+        adversary, critic = self.settings.discriminator, self.critic
         assert adversary is not None
-        assert discriminator is not None
-        discriminator.requires_grad_(False)
+        assert critic is not None
+        critic.requires_grad_(False)
         with self.accelerator.autocast():
-            scores = discriminator(rebuilt)
+            scores = critic(rebuilt)
         fooling = generator_loss(scores.float(), adversary.loss)
         weight = adaptive_weight(rebuilding, fooling, self.autoencoder.decoder.conv_out.weight)
-        discriminator.requires_grad_(True)
+        critic.requires_grad_(True)
         record["adversarial"], record["adaptive_weight"] = fooling, weight
         return adversary.weight * weight * fooling
 
@@ -164,6 +180,8 @@ class AutoencoderStage:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """PSNR (dB), SSIM, and the L1 loss of all held-out pictures rebuilt from the posterior's mean."""
+        if not self.held_out.items:
+            return {}
         scores: dict[str, list[Tensor]] = {"loss": [], "psnr": [], "ssim": []}
         for rows in self.held_out.batches(16):
             pixels = self.held_out.load(rows).float().to(self.accelerator.device) / 127.5 - 1
@@ -181,10 +199,12 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def sample(self) -> Image.Image | None:
-        """Held-out pictures above what became of them."""
-        rows = range(0, len(self.held_out.items), max(1, len(self.held_out.items) // SHOWN))[:SHOWN]
-        if not rows:
+        """Held-out pictures, of the bucket that most are in, above what became of them."""
+        if not self.held_out.items:
             return None
+        ((common, _),) = Counter(self.held_out.sizes).most_common(1)
+        rows = [row for row, size in enumerate(self.held_out.sizes) if size == common]
+        rows = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
         pixels = self.held_out.load(rows).float().to(self.accelerator.device) / 127.5 - 1
         both = torch.cat([torch.cat(list(pixels), 2), torch.cat(list(self._rebuilt(pixels)), 2)], 1)
         return Image.fromarray(((both + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
@@ -212,6 +232,19 @@ class AutoencoderStage:
         return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
+def _check(settings: Autoencode, data: Data) -> None:
+    step = 2 ** (len(settings.channels) - 1)
+    for name, value in (("size", data.size), ("bucket_step", data.bucket_step)):
+        if value % step:
+            raise DanqingError(
+                f"data.{name}: {value} should be a multiple of {step}: the autoencoder halves sizes {step.bit_length() - 1} times"
+            )
+    if not settings.channels or any(channels % settings.groups for channels in settings.channels):
+        raise DanqingError(
+            f"autoencoder.groups: {settings.groups} does not divide all channels {list(settings.channels)}"
+        )
+
+
 @torch.no_grad()
 def normalise(autoencoder: Autoencoder, mean: Tensor, std: Tensor) -> None:
     """Change the autoencoder so that its latents z become (z - mean) / std, both (C,); what it rebuilds stays the same.
@@ -219,7 +252,10 @@ def normalise(autoencoder: Autoencoder, mean: Tensor, std: Tensor) -> None:
     The 1x1 convolutions on either side of the latents take it in, so that the file needs no numbers beside it.
     """
     leave, enter = autoencoder.quant_conv, autoencoder.post_quant_conv
-    assert leave is not None and enter is not None and leave.bias is not None and enter.bias is not None
+    assert leave is not None
+    assert leave.bias is not None
+    assert enter is not None
+    assert enter.bias is not None
     mean, std = mean.to(leave.weight), std.to(leave.weight)
     count = len(mean)
     enter.bias += (enter.weight[:, :, 0, 0] * mean).sum(1)

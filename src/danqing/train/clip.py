@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from PIL import Image
 from torch import Tensor, nn
 
+from danqing.errors import DanqingError
 from danqing.models.clip import CLIPText, CLIPTextConfig
 from danqing.models.clip_vision import MEAN, STD, CLIPVision, CLIPVisionConfig
 from danqing.prompts.tokenizer import Tokenizer, from_folder
@@ -92,15 +94,21 @@ class ClipStage:
     def __init__(
         self, settings: Clip, data: Data, training: Sequence[Item], held_out: Sequence[Item], folder: Path
     ) -> None:
-        """folder: where the vocabulary is kept, learned from the captions unless it is there."""
+        """folder: where the vocabulary is kept, learned from the captions unless it is there.
+
+        Raises DanqingError: settings that make no network.
+        """
+        _check(settings, data)
         self.settings = settings
         self.vocabulary = folder / "tokenizer"
-        if not (self.vocabulary / "vocab.json").is_file():
-            texts = (caption for item in training for caption in item.captions)
-            train_vocabulary(texts, settings.text.vocabulary, self.vocabulary)
+        with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+            if not self.vocabulary.is_dir():
+                texts = (caption for item in training for caption in item.captions)
+                train_vocabulary(texts, settings.text.vocabulary, self.vocabulary)
         self.tokenizer = from_folder(self.vocabulary)
-        self.pictures, self.held_out = Pictures(training, data), Pictures(held_out, data)
-        self.order = Order(self.pictures.sizes, settings.batch, settings.seed)
+        square = data.model_copy(update={"bucket_step": 0})  # the image tower has one size
+        self.pictures, self.held_out = Pictures(training, square), Pictures(held_out, square)
+        self.order = Order(self.pictures.sizes, settings.batch, settings.seed, settings.accumulate)
         self.flips = torch.tensor([item.flip for item in training])
         torch.manual_seed(settings.seed)
         text, vision = settings.text, settings.vision
@@ -139,9 +147,11 @@ class ClipStage:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """The loss and the share of pictures that find their own caption, among all held-out ones."""
+        if not self.held_out.items:
+            return {}
         texts, pictures = [], []
         for rows in self.held_out.batches(64):
-            ids = tokens([self.held_out.items[row].captions[0] for row in rows], self.tokenizer)
+            ids = tokens([next(iter(self.held_out.items[row].captions), "") for row in rows], self.tokenizer)
             pixels = self.held_out.load(rows).float() / 127.5 - 1
             with self.accelerator.autocast():
                 device = self.accelerator.device
@@ -159,16 +169,22 @@ class ClipStage:
         towers = self.towers
         save_network(towers.text, folder / "text_encoder", asdict(towers.text.config))
         save_network(towers.vision, folder / "image_encoder", asdict(towers.vision.config))
-        (folder / "tokenizer").mkdir()
-        for name in ("vocab.json", "merges.txt"):
-            (folder / "tokenizer" / name).write_bytes((self.vocabulary / name).read_bytes())
+        shutil.copytree(self.vocabulary, folder / "tokenizer")
         (folder / "scores.json").write_text(json.dumps(self.evaluate(), indent=1) + "\n", "utf-8")
+
+
+def _check(settings: Clip, data: Data) -> None:
+    for name, tower in (("text", settings.text), ("vision", settings.vision)):
+        if tower.width % tower.heads:
+            raise DanqingError(f"clip.{name}.heads: {tower.heads} does not divide the width {tower.width}")
+    if data.size % settings.vision.patch:
+        raise DanqingError(f"clip.vision.patch: {settings.vision.patch} does not divide data.size, {data.size}")
 
 
 def contrast(texts: Tensor, pictures: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """(the symmetric contrastive loss, the share of pictures nearest to their own text): unit vectors (B, P) twice.
 
-    Radford et al. 2021, figure 3. Pairs of other processes do not count as contrasts.
+    Radford et al. 2021, figure 3. Pairs of other processes, and of other parts of a batch, do not count as contrasts.
     """
     logits = scale * texts @ pictures.T
     own = torch.arange(len(texts), device=texts.device)

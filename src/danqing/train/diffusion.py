@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from danqing.checkpoints.save import save
+from danqing.checkpoints.write import beside
+from danqing.errors import DanqingError
 from danqing.families import Defaults, Family, Model, Process, TextEncoder
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.models.clip import CLIPText, CLIPTextConfig
@@ -86,7 +89,11 @@ class DiffusionStage:
         autoencoder: Path,
         cache: Path,
     ) -> None:
-        """clip, autoencoder: the results of those stages. cache: a folder for latents and text embeddings."""
+        """clip, autoencoder: the results of those stages. cache: a folder for latents and text embeddings.
+
+        Raises DanqingError: settings that make no network, no result of one of those stages.
+        """
+        _check(recipe.diffusion)
         self.settings: Diffuse = recipe.diffusion
         self.data: Data = recipe.data
         self.cache = cache
@@ -115,16 +122,17 @@ class DiffusionStage:
         self.text.to(device)
         self.autoencoder.to(device)
         self.pictures, self.watched_pictures = Pictures(self.items, self.data), Pictures(self.watched, self.data)
-        self.order = Order(self.pictures.sizes, self.settings.batch, self.settings.seed)
+        self.order = Order(self.pictures.sizes, self.settings.batch, self.settings.seed, self.settings.accumulate)
         self.flips = torch.tensor([item.flip for item in self.items])
         changes = self.settings.augment
         self.latents = self.mirrored = None
-        if not (changes.crop or changes.colour or changes.grey):
-            self.latents = self._encoded("latents", self.pictures)
-            if changes.flip:
-                self.mirrored = self._encoded("mirrored", self.pictures, mirror=True)
-        self.texts = Texts(self._captions(), self.text, self.tokenizer_folder, self.cache, self.fingerprint)
-        self.watched_latents = self._encoded("held_out", self.watched_pictures)
+        with accelerator.main_process_first():
+            if not (changes.crop or changes.colour or changes.grey or changes.hue):
+                self.latents = self._encoded("latents", self.pictures)
+                if changes.flip:
+                    self.mirrored = self._encoded("mirrored", self.pictures, mirror=True)
+            self.texts = Texts(self._captions(), self.text, self.tokenizer_folder, self.cache, self.fingerprint)
+            self.watched_latents = self._encoded("held_out", self.watched_pictures)
         self.forward = parts["denoiser"]
 
     def _captions(self) -> list[str]:
@@ -209,6 +217,8 @@ class DiffusionStage:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """The unweighted loss on the held-out pictures, and on as many training pictures, with the same noise."""
+        if not self.watched:
+            return {}
         scores = {"loss": self._watch(self.watched, self.watched_latents)}
         if self.latents is not None:
             step = max(1, len(self.items) // max(1, len(self.watched)))
@@ -225,7 +235,7 @@ class DiffusionStage:
             steps = torch.tensor([(i * 617) % self.process.steps])
             error, _ = self._errors(self.denoiser, clean, noise, steps, [item.captions[0] if item.captions else ""])
             errors.append(error)
-        return float(torch.cat(errors).mean()) if errors else float("nan")
+        return float(torch.cat(errors).mean())
 
     def model(self) -> Model:
         """The whole model, sharing the weights that are being trained."""
@@ -250,6 +260,30 @@ class DiffusionStage:
         (folder / "scores.json").write_text(json.dumps(self.evaluate(), indent=1) + "\n", "utf-8")
 
 
+def _check(settings: Diffuse) -> None:
+    shape, levels = settings.denoiser, len(settings.denoiser.channels)
+    for name in ("down_depth", "up_depth", "heads"):
+        if len(getattr(shape, name)) != levels:
+            raise DanqingError(f"diffusion.denoiser.{name}: should have {levels} entries, one for each of channels")
+    for down, up in zip(shape.down_depth, shape.up_depth[::-1]):
+        if not down or len(up) != len(down) + 1:
+            raise DanqingError(
+                f"diffusion.denoiser.up_depth: {list(up)} should have {len(down) + 1} entries, one more than "
+                f"down_depth's {list(down)}"
+            )
+    for channels, heads in zip(shape.channels, shape.heads):
+        if channels % shape.groups or channels % heads or channels % 2:
+            raise DanqingError(
+                f"diffusion.denoiser.channels: {channels} should be a multiple of 2, of groups ({shape.groups}) and of "
+                f"its heads ({heads})"
+            )
+    if settings.prediction == "epsilon" and settings.zero_terminal_snr:
+        raise DanqingError(
+            "diffusion.zero_terminal_snr: in pure noise there is no epsilon to predict; set it to false, or prediction "
+            "to v"
+        )
+
+
 def _begin_as_nothing(denoiser: UNet) -> None:
     """Every residual branch, and the output, begin as zero (Dhariwal & Nichol 2021): deep networks learn faster so."""
     for module in denoiser.modules():
@@ -271,10 +305,14 @@ def _spread(captions: Sequence[str], most: int) -> Sequence[str]:
 
 
 def _keep(tensors: dict[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beginning = path.with_suffix(".part")
-    save_file(tensors, beginning)
-    beginning.rename(path)
+    """Write a cache file in place of those that other networks or pictures made; it names what it is made of."""
+    kind = path.name.rpartition("-")[0]
+    with beside(path, sum(tensor.nbytes for tensor in tensors.values())) as new:
+        save_file(tensors, new)
+    for old in path.parent.glob(f"{kind}-*.safetensors"):
+        if old != path:
+            with suppress(OSError):  # another run may read it
+                old.unlink()
 
 
 class Texts:

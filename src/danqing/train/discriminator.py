@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class PatchDiscriminator(nn.Module):
             wider = min(channels * 2**i, channels * 8)
             parts += [
                 nn.Conv2d(width, wider, 4, 2 if i < layers else 1, 1, bias=False),
-                GroupNorm(8, wider),
+                GroupNorm(gcd(8, wider), wider),
                 nn.LeakyReLU(0.2),
             ]
             width = wider

@@ -110,8 +110,9 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
 class Order:
     """Which pictures each batch has: every epoch all of them in a new order, a batch of one bucket."""
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], batch: int, seed: int) -> None:
-        self.batch, self.seed = batch, seed
+    def __init__(self, sizes: Sequence[tuple[int, int]], batch: int, seed: int, parts: int = 1) -> None:
+        """Batches of `batch` pictures, each shown in so many `parts`."""
+        self.batch, self.seed, self.parts = batch, seed, parts
         self._rows: dict[tuple[int, int], list[int]] = {}
         for row, size in enumerate(sizes):
             self._rows.setdefault(size, []).append(row)
@@ -119,11 +120,12 @@ class Order:
         self._epoch, self._batches = -1, [[0]]
 
     def at(self, number: int) -> list[int]:
-        """The rows of batch `number`, counted from 0 without end; the last of a bucket is filled from its first."""
-        epoch, place = divmod(number, self.per_epoch)
+        """The rows of part `number`, counted from 0 without end; a bucket's last batch is filled from its first."""
+        batch, part = divmod(number, self.parts)
+        epoch, place = divmod(batch, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shuffled(epoch)
-        return self._batches[place]
+        return self._batches[place][part :: self.parts]
 
     def _shuffled(self, epoch: int) -> list[list[int]]:
         draw = np.random.default_rng((self.seed, epoch))
