@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from danqing.train.dataset import Item, read_dataset
@@ -97,6 +99,23 @@ def recipe(pictures: Path) -> Callable[..., Recipe]:
     return lambda **changes: tiny_recipe(pictures, **changes)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks this small have nothing to share out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _quick(_threads: None) -> Iterator[None]:
+    with one_thread():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("danqing.train.diffusion.PROMPTS", ("a red square",))
@@ -106,6 +125,7 @@ def _one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe's folder in which CLIP and the autoencoder have finished."""
     runs = tmp_path_factory.mktemp("runs")
-    for name in ("clip", "autoencoder"):
-        assert train_stage(name, recipe(), runs)
+    with one_thread():
+        for name in ("clip", "autoencoder"):
+            assert train_stage(name, recipe(), runs)
     return runs
