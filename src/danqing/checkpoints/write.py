@@ -47,6 +47,8 @@ def beside(target: Path, needed: int) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         if isinstance(error, (FileExistsError, NotADirectoryError)):
             reason = f"'{error.filename}' is a file, not a folder"
+        if isinstance(error, RuntimeError) and shutil.disk_usage(target.parent).free < 2**20:
+            reason = "the disk is full"  # which torch's writer does not always know
         if getattr(error, "errno", None) == errno.ENOSPC:
             reason = "the disk is full" if reason == os.strerror(errno.ENOSPC) else f"the disk is full: {reason}"
         raise DanqingError(f"{target}: could not be written: {reason}") from error

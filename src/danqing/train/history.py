@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from danqing.checkpoints.write import beside
 from danqing.errors import DanqingError
+from danqing.train.board import Board
 from danqing.train.recipe import Loop
 from danqing.train.report import Row, report
 
@@ -53,12 +53,10 @@ class History:
                 self._take(row)
         if not main:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         with beside(self._file, 0) as new:
             new.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in self._all()), "utf-8")
         with _named(folder / "tensorboard"):
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+            self._board = Board(folder / "tensorboard", step)
 
     def _take(self, row: Mapping[str, Any]) -> None:
         if "warning" in row:
@@ -83,8 +81,7 @@ class History:
             return
         self._append({"step": step, **{name: float(f"{value:.6g}") for name, value in values.items()}})
         with _named(self.folder / "tensorboard"):
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._board.scalars(step, values)
 
     def judge(self, step: int, scores: Mapping[str, float]) -> list[str]:
         """Record held-out scores; returns them as a line, and warnings that were not given before.
@@ -109,7 +106,7 @@ class History:
         """Show a sample sheet in TensorBoard."""
         if self.main:
             with _named(self.folder / "tensorboard"):
-                self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")  # type: ignore[no-untyped-call]
+                self._board.picture(step, sheet)
 
     def report(self, seconds: float, data: Mapping[str, Any]) -> None:
         """Write `report.html`. seconds: spent on the stage so far. data: the recipe's, shown beside the settings."""
@@ -131,7 +128,7 @@ class History:
     def close(self) -> None:
         if self.main:
             with _named(self.folder / "tensorboard"):
-                self._board.close()  # type: ignore[no-untyped-call]
+                self._board.close()
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:

@@ -45,12 +45,14 @@ p { margin: 4px 0; } .soft { color: var(--soft); }
 .sheets { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); }
 figure { margin: 0; } figure img { width: 100%; border-radius: 4px; display: block; }
 figcaption { color: var(--soft); font-size: 13px; padding-top: 6px; }
-table { border-collapse: collapse; font-size: 13px; } td { padding: 2px 18px 2px 0; vertical-align: top; }
+.settings { columns: 280px; column-gap: 36px; font-size: 13px; }
+.settings div { display: flex; justify-content: space-between; gap: 16px; break-inside: avoid; }
+.settings span + span { text-align: right; overflow-wrap: anywhere; }
 svg text { fill: var(--soft); font-size: 11px; font-family: inherit; }
 svg .title { fill: var(--ink); font-size: 13px; font-weight: 600; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-svg .red { stroke: var(--red); } svg .blue { stroke: var(--blue); } svg .faint { opacity: 0.22; stroke-width: 1; }
+svg .red { stroke: var(--red); } svg .blue { stroke: var(--blue); } svg .faint { opacity: 0.35; stroke-width: 1; }
 svg circle.red { fill: var(--red); } svg circle.blue { fill: var(--blue); }
 """.strip()
 
@@ -77,7 +79,7 @@ def report(
     seconds: float,
 ) -> str:
     """The page. rows: the history's. warnings: (update, text). sheets: sample pictures, the oldest first, named by
-    their updates. settings: nested; shown as a table. steps: updates in all. seconds: spent on the stage so far."""
+    their updates. settings: nested; shown as a list. steps: updates in all. seconds: spent on the stage so far."""
     done = int(rows[-1]["step"]) if rows else 0
     share = 100 * done / steps
     body = [
@@ -90,7 +92,7 @@ def report(
         *(f'<div class="card"><span class="soft">{escape(k)}</span><b>{escape(v)}</b></div>' for k, v in _cells(rows)),
         "</div>",
         "<h2>Curves</h2>",
-        f'<div class="card">{chart("loss", _losses(rows), 940, 320)}</div>',
+        f'<div class="card">{chart("loss", _losses(rows), 940, 320, log=True)}</div>',
         '<div class="charts" style="margin-top: 12px">',
         *(f'<div class="card">{chart(title, curves, 300, 170)}</div>' for title, curves in _others(rows)),
         "</div>",
@@ -98,9 +100,9 @@ def report(
     shown = [*sheets[:1], *sheets[1:][-SHEETS:]]
     if shown:
         body += ["<h2>Samples</h2>", '<div class="sheets">', *(_figure(path) for path in shown), "</div>"]
-    body += ["<h2>Settings</h2>", '<div class="card"><table>']
-    body += [f'<tr><td class="soft">{escape(k)}</td><td>{escape(v)}</td></tr>' for k, v in _flat(settings)]
-    body += ["</table></div>"]
+    body += ["<h2>Settings</h2>", '<div class="card settings">']
+    body += [f'<div><span class="soft">{escape(k)}</span><span>{escape(v)}</span></div>' for k, v in _flat(settings)]
+    body += ["</div>"]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(stage)} · {escape(recipe)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -168,7 +170,7 @@ def _cells(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     if held_out:
         best = min(held_out, key=lambda point: point[1])
         yield "held-out loss", f"{held_out[-1][1]:.4g}"
-        yield f"best, at update {best[0]:,.0f}", f"{best[1]:.4g}"
+        yield f"best, update {best[0]:,.0f}", f"{best[1]:.4g}"
     last: dict[str, float] = {}
     for row in rows:
         last |= {name: row[name] for name in row if name.startswith(HELD_OUT) and name != f"{HELD_OUT}loss"}
@@ -208,9 +210,9 @@ def _flat(settings: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, s
             yield f"{place}{name}", str(value)
 
 
-def chart(title: str, curves: Sequence[Curve], width: int, height: int) -> str:
-    """An SVG with axes. The vertical axis is logarithmic where values span more than a factor of five."""
-    left, right, top, bottom = 52, 10, 28, 24
+def chart(title: str, curves: Sequence[Curve], width: int, height: int, log: bool = False) -> str:
+    """An SVG with axes. With `log` the vertical axis is logarithmic where values span more than a factor of five."""
+    left, right, top, bottom = 52, 14, 28, 24
     curves = [curve for curve in curves if curve.points]
     values = [y for curve in curves if "faint" not in curve.colour for _, y in curve.points if math.isfinite(y)]
     head = (
@@ -220,7 +222,7 @@ def chart(title: str, curves: Sequence[Curve], width: int, height: int) -> str:
     if not values:
         return f'{head}<text x="{left}" y="{height // 2}">nothing yet</text></svg>'
     low, high = min(values), max(values)
-    log = low > 0 and high / low > 5
+    log = log and low > 0 and high / low > 5
     pad = 0.06 * (math.log(high / low) if log else (high - low)) or abs(high) * 0.05 or 1.0
     low, high = (low * math.exp(-pad), high * math.exp(pad)) if log else (low - pad, high + pad)
     end = max(x for curve in curves for x, _ in curve.points) or 1.0
@@ -234,15 +236,16 @@ def chart(title: str, curves: Sequence[Curve], width: int, height: int) -> str:
         return max(-1e4, min(1e4, (1 - share) * inner_height))
 
     parts = [head, *_legend(curves, width)]
-    for tick in _log_ticks(low, high) if log else _ticks(low, high, 5 if height > 200 else 3):
+    for tick in _log_ticks(low, high) if log else _ticks(low, high, 5 if height > 200 else 4):
         y = top + down(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
     for tick in _ticks(0, end, 8 if width > 500 else 3):
         x = left + across(tick)
-        parts.append(f'<text x="{x:.1f}" y="{height - 6}" text-anchor="middle">{tick:,.0f}</text>')
-    # an inner svg cuts off what is outside the axes
-    parts.append(f'<svg x="{left}" y="{top}" width="{inner_width}" height="{inner_height}">')
+        anchor = "middle" if x < width - 30 else "end"
+        parts.append(f'<text x="{min(x, width - 2):.1f}" y="{height - 6}" text-anchor="{anchor}">{tick:,.0f}</text>')
+    # an inner svg cuts off what is outside the axes, but not half of the last dot
+    parts.append(f'<svg x="{left}" y="{top}" width="{inner_width + 4}" height="{inner_height}">')
     for curve in curves:
         places = [(across(x), down(y)) for x, y in curve.points if math.isfinite(y)]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -257,12 +260,16 @@ def chart(title: str, curves: Sequence[Curve], width: int, height: int) -> str:
 
 
 def _legend(curves: Sequence[Curve], width: int) -> Iterator[str]:
-    at = width - 10
-    for curve in reversed([curve for curve in curves if curve.label]):
-        yield f'<text x="{at}" y="14" text-anchor="end">{escape(curve.label)}</text>'
-        at -= 7 * len(curve.label) + 6
-        yield f'<polyline class="{curve.colour}" points="{at - 16},10 {at},10"/>'
-        at -= 34
+    named = [curve for curve in curves if curve.label]
+    at = width - sum(_legend_width(curve) for curve in named)
+    for curve in named:
+        yield f'<polyline class="{curve.colour}" points="{at},10 {at + 16},10"/>'
+        yield f'<text x="{at + 21}" y="14">{escape(curve.label)}</text>'
+        at += _legend_width(curve)
+
+
+def _legend_width(curve: Curve) -> int:
+    return 40 + 6 * len(curve.label)
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
