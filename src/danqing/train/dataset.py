@@ -49,7 +49,11 @@ def read_dataset(folder: Path) -> list[Item]:
 
 def _from_table(table: Path) -> list[Item]:
     items = []
-    for number, line in enumerate(table.read_text("utf-8").splitlines(), 1):
+    try:
+        lines = table.read_text("utf-8").split("\n")  # a caption may hold what Unicode calls a line's end
+    except UnicodeDecodeError as error:
+        raise DanqingError(f"{table}: is not in UTF-8 ({error.reason} at byte {error.start})") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{table}, line {number}"

@@ -201,7 +201,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt section is missing too
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = nearest(str(first["loc"][-1]), _keys(first["loc"][:-1]))
