@@ -81,11 +81,11 @@ def check(folder: Path, size: int, bucket_step: int, tokenizer: Tokenizer | None
     sizes = buckets(size, bucket_step)
     fitted = [nearest_bucket(*look.size, sizes) for look in looks]
     warnings = (
-        _finding("pictures are smaller than they are trained at and will be enlarged", _tiny(looks, fitted)),
-        _finding("pictures lose more than a third to the crop; bucket_step keeps their shapes", _cut(looks, fitted)),
+        _finding("picture", "smaller than trained at, to be enlarged", _tiny(looks, fitted)),
+        _finding("picture", "cropped by more than a third; bucket_step keeps shapes", _cut(looks, fitted)),
         *_duplicates(looks),
-        _finding("pictures have an empty caption among others", _blank(items, folder)),
-        _finding(f"captions are longer than the {LONGEST} tokens that are read{counted}", _long(items, folder, words)),
+        _finding("picture", "with an empty caption among others", _blank(items, folder)),
+        _finding("caption", f"longer than the {LONGEST} tokens that are read{counted}", _long(items, folder, words)),
     )
     _, held_out = split(items)
     if not held_out:
@@ -136,17 +136,19 @@ def contact_sheet(folder: Path, size: int, bucket_step: int) -> Image.Image:
 
 def _errors(items: Sequence[Item], folder: Path, broken: Sequence[str]) -> Iterator[Finding]:
     silent = [_name(item, folder) for item in items if not any(text.strip() for text in item.captions)]
-    for files, text in ((broken, "cannot be read as a picture"), (silent, "without a caption")):
-        if files:
-            yield Finding(f"{len(files)} {'file' if len(files) == 1 else 'files'} {text}", tuple(files))
+    for text, files in (("that cannot be read", broken), ("without a caption", silent)):
+        found = _finding("picture", text, files)
+        if found is not None:
+            yield found
     training, _ = split(items)
     if len(training) < 2:
         count = "no picture" if not training else "one picture"
         yield Finding(f"{count} to train on; two are needed at least", ())
 
 
-def _finding(text: str, files: Sequence[str]) -> Finding | None:
-    return Finding(f"{len(files)} {text}", tuple(files)) if files else None
+def _finding(noun: str, text: str, files: Sequence[str]) -> Finding | None:
+    plural = "" if len(files) == 1 else "s"
+    return Finding(f"{len(files)} {noun}{plural} {text}", tuple(files)) if files else None
 
 
 def _name(item: Item, folder: Path) -> str:
@@ -246,11 +248,9 @@ def _duplicates(looks: Sequence[_Look]) -> Iterator[Finding | None]:
         else:
             held, trained = (first, second) if first.item.held_out else (second, first)
             across.setdefault(held.name, f"{held.name} {sign} {trained.name}")
-    yield _finding("pictures are there before: they count twice", tuple(same.values()))
-    yield _finding("pictures are nearly the same as one before", tuple(like.values()))
-    yield _finding(
-        "held-out pictures are trained on as well, or nearly: scores on them say little", tuple(across.values())
-    )
+    yield _finding("picture", "there before, which counts twice", tuple(same.values()))
+    yield _finding("picture", "nearly the same as one before", tuple(like.values()))
+    yield _finding("held-out picture", "trained on as well, or nearly: scores on it say little", tuple(across.values()))
 
 
 def near_pairs(thumbs: Tensor, near: float = NEAR) -> list[tuple[int, int]]:
