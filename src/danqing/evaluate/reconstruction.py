@@ -18,9 +18,13 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Gaussian window of 11 pixels and deviation 1.5, K1 = 0.01, K2 = 0.03, population variances, per channel, averaged
     over the places where the window fits.
     """
-    a, b = a.double(), b.double()
+    return similarity(a.double(), b.double())
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """`ssim` in the pictures' own precision, with which a loss is content."""
     channels = a.shape[1]
-    at = torch.arange(11, dtype=torch.float64, device=a.device) - 5
+    at = torch.arange(11, dtype=a.dtype, device=a.device) - 5
     bell = torch.exp(-(at**2) / (2 * 1.5**2))
     bell = bell / bell.sum()
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from danqing.errors import DanqingError
-from danqing.evaluate.reconstruction import psnr, ssim
+from danqing.evaluate.reconstruction import psnr, similarity, ssim
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.models.clip_vision import CLIPVision, CLIPVisionConfig
 from danqing.train.clip import normalised
@@ -116,6 +116,10 @@ class AutoencoderStage:
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         likeness = self._perceptual(real, rebuilt)
         rebuilding = pixel + settings.square_weight * square + settings.perceptual_weight * likeness
+        if settings.structure_weight:
+            rebuilding = rebuilding + settings.structure_weight * (
+                1 - similarity((rebuilt + 1) / 2, (real + 1) / 2).mean()
+            )
         loss = rebuilding + settings.kl_weight * kl
         record = {"l1": pixel, "square": square, "kl": kl, "perceptual": likeness}
         adversary = settings.discriminator

@@ -120,6 +120,7 @@ class Autoencode(Loop):
     square_weight: float = Field(
         0.0, ge=0, description="of the squared error, beside the L1 loss: colours that are far off count more"
     )
+    structure_weight: float = Field(0.0, ge=0, description="of 1 - SSIM (Zhao et al. 2017): edges and flat areas")
     perceptual_weight: float = Field(0.1, ge=0, description="of the distance in the features of CLIP's image tower")
     discriminator: Discriminator | None = Discriminator()
 
