@@ -307,7 +307,8 @@ def _exact(folder: Folder, found: Configs) -> Configs:
     """`found`, with what the folder's own configurations say."""
     configs = folder.configs
     where = str(folder.path)
-    pooled = found.text["text_encoder_2"].projection if "text_encoder_2" in found.text else None
+    last = next((name for name in ("text_encoder_2", "text_encoder") if name in found.text), None)
+    pooled = found.text[last].projection if last else None
     unet = exact_unet(found.unet, configs["unet"], pooled, where) if "unet" in configs else found.unet
     vae = exact_vae(found.vae, configs["vae"], where) if found.vae and "vae" in configs else found.vae
     text = {name: exact_clip(c, configs[name], where) if name in configs else c for name, c in found.text.items()}

@@ -75,8 +75,8 @@ def exact_unet(derived: UNetConfig, config: Config, pooled: int | None, where: s
 
 
 def _shared(added: int, width: int, pooled: int) -> tuple[int, int]:
-    """(pooled width, size ids): how the added embedding's input divides."""
-    for ids in (6, 5):
+    """(pooled width, size ids): how the added embedding's input divides. SD 1.x's kin may have a pooled vector alone."""
+    for ids in (6, 5, 0):
         if added - ids * width == pooled:
             return pooled, ids
     return max(added - 6 * width, 0), 6
