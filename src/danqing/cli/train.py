@@ -55,11 +55,13 @@ def _train(path: Path, name: str, runs: Path, minutes: float | None) -> None:
     for module in ("accelerate", "tensorboard"):
         if find_spec(module) is None:
             raise DanqingError(f"training needs {module}: pip install 'danqing[train]'")
-    from danqing.cli.show import finishing_on_interrupt, training_bar
     from danqing.train.recipe import read_recipe
-    from danqing.train.stages import planned, train
 
     recipe = read_recipe(path)
+    # the networks are imported when it is known what to do with them
+    from danqing.cli.show import finishing_on_interrupt, training_bar
+    from danqing.train.stages import planned, train
+
     stages = planned(recipe) if name == WHOLE else (name,)
     seconds = None if minutes is None else 60 * minutes
     with finishing_on_interrupt("its state is saved") as asked, training_bar() as (show, say):

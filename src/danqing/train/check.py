@@ -73,8 +73,13 @@ def check(folder: Path, size: int, bucket_step: int, tokenizer: Tokenizer | None
     """Look at every picture and caption of a training folder.
 
     size, bucket_step: pixels, as in a recipe's `data`. tokenizer: by which captions are measured; None is Stable
-    Diffusion's. Raises DanqingError where the folder cannot be read as one at all (see `read_dataset`).
+    Diffusion's. Raises DanqingError: a size that no recipe may have, or a folder that cannot be read as one at
+    all (see `read_dataset`).
     """
+    if not 16 <= size <= 4096:
+        raise DanqingError(f"size {size}: give 16 to 4096 pixels")
+    if not 0 <= bucket_step <= size:
+        raise DanqingError(f"bucket_step {bucket_step}: give 0 to {size} pixels")
     words, counted = (clip(), ", by CLIP's own vocabulary") if tokenizer is None else (tokenizer, "")
     items = read_dataset(folder)
     looks, broken = _looks(items, folder)

@@ -149,6 +149,8 @@ def make(
     """
     if not 16 <= size <= 2048:
         raise DanqingError(f"size {size}: give 16 to 2048 pixels")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DanqingError(f"{folder}: exists and is not empty; choose another name or remove it")
     try:
         import resvg_py  # noqa: F401
     except ImportError:
