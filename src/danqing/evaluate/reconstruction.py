@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -23,14 +22,10 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """`ssim` in the pictures' own precision, with which a loss is content."""
-    channels = a.shape[1]
-    at = torch.arange(11, dtype=a.dtype, device=a.device) - 5
-    bell = torch.exp(-(at**2) / (2 * 1.5**2))
-    bell = bell / bell.sum()
+    rows, columns = (_bells(size, a) for size in a.shape[-2:])
 
     def blur(x: Tensor) -> Tensor:
-        x = F.conv2d(x, bell.view(1, 1, 11, 1).expand(channels, 1, 11, 1), groups=channels)
-        return F.conv2d(x, bell.view(1, 1, 1, 11).expand(channels, 1, 1, 11), groups=channels)
+        return rows @ x @ columns.T
 
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
@@ -38,3 +33,12 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     similar = (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
     return similar.mean((1, 2, 3))
+
+
+def _bells(size: int, like: Tensor) -> Tensor:
+    """(size - 10, size): a Gaussian window at each place where it fits; much faster than a convolution by channels."""
+    at = torch.arange(11, dtype=like.dtype, device=like.device) - 5
+    bell = torch.exp(-(at**2) / (2 * 1.5**2))
+    places = torch.arange(size - 10, device=like.device)[:, None] + torch.arange(11, device=like.device)
+    windows = like.new_zeros(size - 10, size)
+    return windows.scatter_(1, places, (bell / bell.sum()).expand(size - 10, 11))
