@@ -157,7 +157,7 @@ def test_ctrl_c_saves_the_state(run: Run, recipe: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "danqing: stopping after this step; its state is saved" in err
+    assert "danqing: stopping after this step; the state is saved" in err
     assert out == "not finished; the same command goes on\n"
     assert list(Path("runs/tiny/clip/states").glob("step-*/state.json"))
 

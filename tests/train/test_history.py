@@ -118,7 +118,7 @@ def test_each_warning_is_said_once_also_after_a_restart(tmp_path: Path) -> None:
     history = History(tmp_path / "clip", "clip", SETTINGS, 0)
     said = record(history, made)
     assert [line.partition(" (")[0] for line in said if line.startswith("warning")] == ["warning: overfitting"]
-    assert said[0] == "loss 1.25"
+    assert said[0] == "update 100, held out: loss 1.25"
     assert history.best_step == 600
     history.close()
 

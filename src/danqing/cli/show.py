@@ -88,7 +88,7 @@ def training_bar() -> Iterator[tuple[Callable[[str], ShowTraining], Callable[[st
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
         def show(stage: str) -> ShowTraining:
-            task: list[TaskID] = []
+            task = bar.add_task(stage, total=None, text="preparing")
             began: list[tuple[float, int]] = []  # when the first was told, and the updates done by then
             told = [time.monotonic()]
 
@@ -96,18 +96,17 @@ def training_bar() -> Iterator[tuple[Callable[[str], ShowTraining], Callable[[st
                 now = time.monotonic()
                 if not began:
                     began.append((now, done))
-                    task.append(bar.add_task(stage, total=total, completed=done, text=""))
                 each = (now - began[0][0]) / (done - began[0][1]) if done > began[0][1] else None
                 left = "" if each is None else f", {_clock(each * (total - done))} left"
                 text = f"loss {losses.get('loss', float('nan')):.4g}, {speed:.3g} pictures/s{left}"
-                bar.update(task[0], completed=done, text=text)
+                bar.update(task, total=total, completed=done, text=text)
                 if not console.is_terminal and (now - told[0] > QUIET or done == total):
                     told[0] = now
                     console.print(f"{stage}: update {done} of {total}, {text}")
 
             return tell
 
-        yield show, lambda line: console.print(Text(line))
+        yield show, lambda line: console.print(Text(line, style="yellow" if "warning: " in line else ""))
 
 
 def _clock(seconds: float) -> str:

@@ -64,7 +64,7 @@ def _train(path: Path, name: str, runs: Path, minutes: float | None) -> None:
 
     stages = planned(recipe) if name == WHOLE else (name,)
     seconds = None if minutes is None else 60 * minutes
-    with finishing_on_interrupt("its state is saved") as asked, training_bar() as (show, say):
+    with finishing_on_interrupt("the state is saved") as asked, training_bar() as (show, say):
         finished = train(recipe, stages, runs, show=show, say=say, stop_after=seconds, stop=lambda: bool(asked))
     if finished:
         for stage in stages:

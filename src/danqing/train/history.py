@@ -91,7 +91,8 @@ class History:
         scores = {name: value for name, value in scores.items() if math.isfinite(value)}
         if scores:
             self.add(step, {f"held_out/{name}": value for name, value in scores.items()})
-        lines = [", ".join(f"{name} {value:.4g}" for name, value in scores.items())] if scores else []
+        told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        lines = [f"update {step}, held out: {told}"] if scores else []
         found = {
             "overfit": overfit(self.rows),
             "nothing learned": nothing_learned(self.rows, self.stage, self.settings),
