@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     answer = python(code, "--help", home=tmp_path, stdout=subprocess.PIPE)
     assert answer.returncode == 0
     assert answer.stderr == "False\n"
-    for command in ("txt2img", "prompt", "inspect", "convert", "config", "models"):
+    for command in ("txt2img", "prompt", "inspect", "convert", "config", "models", "train", "dataset"):
         assert f"  {command} " in answer.stdout
 
 

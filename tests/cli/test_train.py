@@ -143,6 +143,27 @@ def test_for_minutes_saves_and_goes_on(run: Run, recipe: Path) -> None:
     assert answer.out == "finished: runs/tiny/clip/result\n"
 
 
+def test_going_back_to_an_earlier_state(run: Run, recipe: Path) -> None:
+    """As the warning of an overfit says: remove what is later, and set steps to that update."""
+    interrupted(run, recipe)
+    assert run("train", "clip", recipe).code == 0
+    states = Path("runs/tiny/clip/states")
+    assert "step-00000040" in {path.name for path in states.iterdir()}
+    for path in (Path("runs/tiny/clip/result"), *(path for path in states.iterdir() if path.name > "step-00000001")):
+        shutil.rmtree(path)
+    recipe.write_text(RECIPE.replace("steps = 40", "steps = 1"))
+    answer = run("train", "clip", recipe)
+    assert (answer.code, answer.out) == (0, "finished: runs/tiny/clip/result\n"), answer.err
+    assert Path("runs/tiny/clip/result/text_encoder/model.safetensors").is_file()
+
+
+def test_of_several_processes_one_tells(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("train", "clip", recipe).code == 0
+    monkeypatch.setenv("RANK", "1")
+    answer = run("train", "clip", recipe)
+    assert (answer.code, answer.out, answer.err) == (0, "", "")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to another process")
 def test_ctrl_c_saves_the_state(run: Run, recipe: Path) -> None:
     recipe.write_text(RECIPE.replace("steps = 40", "steps = 1000000"))

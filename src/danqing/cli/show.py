@@ -79,11 +79,15 @@ ShowTraining = Callable[[int, int, Mapping[str, float], float], None]
 
 
 @contextmanager
-def training_bar() -> Iterator[tuple[Callable[[str], ShowTraining], Callable[[str], None]]]:
+def training_bar(quiet: bool = False) -> Iterator[tuple[Callable[[str], ShowTraining], Callable[[str], None]]]:
     """Yields (show, say): `show(stage)(updates done, of how many, losses, pictures per second)`, and lines between.
 
-    A bar for each stage; where standard error is no terminal, a line every half minute and at the end.
+    A bar for each stage; where standard error is no terminal, a line every half minute and at the end. `quiet` shows
+    nothing.
     """
+    if quiet:
+        yield lambda stage: lambda done, total, losses, speed: None, lambda line: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,12 +65,11 @@ def _train(path: Path, name: str, runs: Path, minutes: float | None) -> None:
 
     stages = planned(recipe) if name == WHOLE else (name,)
     seconds = None if minutes is None else 60 * minutes
-    with finishing_on_interrupt("the state is saved") as asked, training_bar() as (show, say):
+    other = os.environ.get("RANK", "0") != "0"  # `accelerate launch` starts a process for each device; one tells
+    with finishing_on_interrupt("the state is saved") as asked, training_bar(quiet=other) as (show, say):
         finished = train(recipe, stages, runs, show=show, say=say, stop_after=seconds, stop=lambda: bool(asked))
-    if finished:
-        for stage in stages:
-            typer.echo(f"finished: {runs / recipe.name / stage / 'result'}")
-    else:
-        typer.echo("not finished; the same command goes on")
+    lines = [f"finished: {runs / recipe.name / stage / 'result'}" for stage in stages]
+    if not other:
+        typer.echo("\n".join(lines) if finished else "not finished; the same command goes on")
     if asked and not finished:
         raise typer.Exit(130)

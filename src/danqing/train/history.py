@@ -195,5 +195,5 @@ def nothing_learned(rows: Sequence[Row], stage: str, settings: Loop) -> str | No
     return (
         f"nothing was learned (废丹): after {losses[-1][0]:.0f} updates the training loss is "
         f"{fmean(value for _, value in losses[-size:]):.4g}, and it began at {first:.4g}. Try a learning_rate three "
-        f"times lower or higher than {settings.learning_rate:g}; {_TRY[stage]}"
+        f"times lower or higher than {settings.learning_rate:g}; {_TRY.get(stage, 'look at the pictures')}"
     )
