@@ -85,7 +85,7 @@ def train_stage(name: str, recipe: Recipe, runs: Path, **options: Any) -> bool:
     """Run one stage in `runs`, which is the recipe's folder; whether it finished."""
     items: list[Item] = read_dataset(recipe.data.folder)
     stage = make_stage(name, recipe, items, runs)
-    return run(stage, getattr(recipe, name), runs / name, identity(name, recipe), **options)
+    return run(stage, getattr(recipe, name), runs / name, identity(name, recipe, items), **options)
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,7 @@ def test_another_recipes_state(recipe: Callable[..., Recipe], trained: Path, tmp
         ({"clip": {"text": {"vocabulary": 2048, "width": 16, "layers": 1, "heads": 2}}}, "clip.text.vocabulary", "was"),
         ({"clip": {"average": None}}, "clip.average", "was"),
         ({"data": {"size": 48}}, "data.size", "was 32 and is 48"),
+        ({"data": {"folder": dataset(tmp_path / "other", held_out=4)}}, "data.pictures", "was '13 and 3 held out"),
     ]:
         with pytest.raises(DanqingError, match=rf"step-00000001: is of another recipe: {key} {line}") as caught:
             train_stage("clip", recipe(**section), runs)
@@ -272,6 +273,7 @@ class LineStage:
     def update(self, number: int, step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         rows = self.order.at(number)
         self.shown.append(rows)
+        rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         loss = (self.forward(self.x[rows]) - self.x[rows].sum(1, keepdim=True)).square().mean()
         self.accelerator.backward(loss)
         return {"loss": loss.detach()}
