@@ -64,4 +64,5 @@ def adaptive_weight(rebuilding: Tensor, adversarial: Tensor, last: Tensor) -> Te
     """
     (a,) = torch.autograd.grad(rebuilding, last, retain_graph=True)
     (b,) = torch.autograd.grad(adversarial, last, retain_graph=True)
-    return (a.norm() / (b.norm() + 1e-4)).clamp(0, 1e4).detach()
+    weight: Tensor = (a.norm() / (b.norm() + 1e-4)).clamp(0, 1e4)
+    return weight.detach()
