@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from danqing.evaluate.reconstruction import psnr, ssim
+from danqing.evaluate.reconstruction import psnr, similarity, ssim
 
 
 def pictures(count: int = 3) -> torch.Tensor:
@@ -48,3 +48,13 @@ def test_more_noise_scores_lower() -> None:
     for score in (psnr, ssim):
         near, far = (float(score(a, a + part * noise).mean()) for part in (0.02, 0.1))
         assert near > far
+
+
+def test_similarity_teaches() -> None:
+    """In float32, and following its gradient makes pictures more alike."""
+    a, b = pictures(1), pictures(2)[1:].clone().requires_grad_()
+    found = similarity(a, b)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.detach().double(), ssim(a, b.detach()), rtol=1e-3, atol=1e-5)
+    (gradient,) = torch.autograd.grad(found.sum(), b)
+    assert float(ssim(a, b.detach() + 0.5 * gradient / gradient.norm())) > float(ssim(a, b.detach())) + 1e-3

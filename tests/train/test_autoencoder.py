@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from danqing.errors import DanqingError
+from danqing.evaluate.reconstruction import ssim
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.train.autoencoder import AutoencoderStage
 from danqing.train.dataset import read_dataset, split
@@ -67,12 +68,12 @@ def test_scores_are_those_of_the_written_weights(trained: Path, recipe: Callable
 
 def test_losses(trained: Path, recipe: Callable[..., Recipe]) -> None:
     """The total is what its parts say, and the KL term is its formula."""
-    settings = recipe(autoencoder={"kl_weight": 0.5, "square_weight": 2.0, "perceptual_weight": 0.25})
+    settings = recipe(
+        autoencoder={"kl_weight": 0.5, "square_weight": 2.0, "perceptual_weight": 0.25, "structure_weight": 0.5}
+    )
     stage = begun(settings, trained)
     record = stage.update(0, 0, torch.Generator().manual_seed(0))
     assert "adversarial" not in record, "the adversary begins at update 2"
-    total = record["l1"] + 2 * record["square"] + 0.25 * record["perceptual"] + 0.5 * record["kl"]
-    torch.testing.assert_close(record["loss"], total)
     assert record["perceptual"] > 0
     rows = stage.order.at(0)
     generator = torch.Generator().manual_seed(0)
@@ -85,6 +86,9 @@ def test_losses(trained: Path, recipe: Callable[..., Recipe]) -> None:
     torch.testing.assert_close(record["kl"], kl.detach(), rtol=1e-4, atol=1e-6)
     rebuilt = stage.autoencoder.decode(posterior.sample(torch.randn(posterior.mean.shape, generator=generator)))
     torch.testing.assert_close(record["l1"], (rebuilt - real).abs().mean().detach(), rtol=1e-4, atol=1e-6)
+    structure = 1 - ssim((rebuilt.detach() + 1) / 2, (real + 1) / 2).float().mean()
+    total = record["l1"] + 2 * record["square"] + 0.25 * record["perceptual"] + 0.5 * record["kl"] + 0.5 * structure
+    torch.testing.assert_close(record["loss"], total, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["hinge", "minimax"])

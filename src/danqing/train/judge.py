@@ -46,7 +46,7 @@ class JudgeStage:
             raise DanqingError(f"{'/'.join(unknown[0])} is held out, but its concept or style is nowhere trained on")
         square = data.model_copy(update={"bucket_step": 0})
         self.pictures, self.held_out = Pictures(training, square), Pictures(held_out, square)
-        self.order = Order(self.pictures.sizes, settings.batch, settings.seed)
+        self.order = Order(self.pictures.sizes, settings.batch, settings.seed, settings.accumulate)
         self.flips = torch.tensor([item.flip for item in training])
         concepts, styles = ({name: i for i, name in enumerate(names)} for names in (config.concepts, config.styles))
         self.concepts = torch.tensor([concepts[concept] for concept, _ in pairs])
