@@ -96,6 +96,25 @@ def test_prompts_are_encoded_as_captions_were(model_folder: Path, recipe: Made, 
     torch.testing.assert_close(found.pooled, pooled, rtol=0.02, atol=0.02)
 
 
+def test_without_a_pooled_vector_diffusers_paints_with_it(recipe: Made, runs: Path) -> None:
+    """Then it is SD 1.x's architecture to the letter."""
+    from diffusers import StableDiffusionPipeline
+
+    shape = {**recipe().diffusion.denoiser.model_dump(), "pooled": False}
+    assert train_stage("diffusion", recipe(diffusion={"steps": 2, "denoiser": shape}), runs)
+    folder = runs / "diffusion" / "result" / "model"
+    ours = danqing.load(folder)
+    assert ours.family.denoiser.pooled_width == 0
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float32)
+    ids = pipeline.tokenizer("red square", padding="max_length", max_length=77, return_tensors="pt").input_ids
+    with torch.no_grad():
+        wanted = pipeline.text_encoder(ids)[0].float()
+    (found,) = conditionings(ours, understand("red square", 20))
+    torch.testing.assert_close(found.context, wanted, rtol=0.02, atol=0.02)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("red square", num_inference_steps=2, height=32, width=32).images[0].size == (32, 32)
+
+
 def test_scores(model_folder: Path) -> None:
     scores = json.loads((model_folder.parent / "scores.json").read_text())
     assert set(scores) == {"loss", "loss_on_training"}

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -103,6 +104,9 @@ class DiffusionStage:
         vae_config = AutoencoderConfig(**read_config(autoencoder / "vae"))
         self.text, self.autoencoder = CLIPText(text_config), Autoencoder(vae_config)
         load_weights(self.text, clip / ENCODER)
+        if not self.settings.denoiser.pooled:  # then the tower is what SD 1.x has, and other programs expect
+            text_config = replace(text_config, projection=None)
+            self.text.config, self.text.text_projection = text_config, None
         load_weights(self.autoencoder, autoencoder / "vae")
         self.fingerprint = hashlib.sha256(
             b"".join((folder / "model.safetensors").read_bytes() for folder in (clip / ENCODER, autoencoder / "vae"))
