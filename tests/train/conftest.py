@@ -67,7 +67,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "diffusion": {
         "denoiser": {
-            "channels": (8, 16), "down_depth": ((0,), (1,)), "up_depth": ((1, 1), (0, 0)), "heads": (1, 2), "groups": 4,
+            "pooled": True, "channels": (8, 16), "down_depth": ((0,), (1,)), "up_depth": ((1, 1), (0, 0)), "heads": (1, 2), "groups": 4,
         },
         "augment": {"flip": 0.5},
     },

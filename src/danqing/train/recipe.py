@@ -131,7 +131,7 @@ class Denoiser(_Section):
     mid_depth: int = 1
     up_depth: tuple[tuple[int, ...], ...] = ((1, 1), (1, 1), (0, 0))
     heads: tuple[int, ...] = (2, 4, 6)
-    pooled: bool = Field(True, description="whether the text's pooled vector is told to every residual block too")
+    pooled: bool = Field(False, description="whether the text's pooled vector is told to every residual block too")
     groups: int = Field(32, gt=0)
 
 
