@@ -65,6 +65,7 @@ def test_a_text_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
     assert torch.equal(together.pooled, torch.cat([out.pooled for out in alone]))
 
 
+@torch.no_grad()
 def test_has_no_buffers(tower: CLIPText) -> None:
     """Position numbers are made when they are needed: a tower built on the meta device lacks nothing."""
     assert dict(tower.named_buffers()) == {}

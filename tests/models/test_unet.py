@@ -116,6 +116,7 @@ def test_compiles_to_one_graph_without_patches(network: UNet) -> None:
     assert explained.graph_count == 1
 
 
+@torch.no_grad()
 def test_meta_is_free_and_takes_weights_by_assignment(network: UNet) -> None:
     with torch.device("meta"):
         empty = UNet(SMALL)
