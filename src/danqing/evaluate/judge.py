@@ -39,10 +39,10 @@ def load_judge(folder: Path) -> JudgeNetwork:
     known = {field.name for field in fields(JudgeConfig)}
     if not isinstance(table, dict) or not table.keys() <= known or not {"concepts", "styles"} <= table.keys():
         raise DanqingError(f"{folder / CONFIG}: is of no judge: it should have {', '.join(sorted(known))}")
-    config = JudgeConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+    table = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     try:
         with without_weights():
-            network = JudgeNetwork(config)
+            network = JudgeNetwork(JudgeConfig(**table))
         network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     except (RuntimeError, ValueError, TypeError) as error:
         raise DanqingError(f"{folder}: weights and {CONFIG} do not fit ({str(error).splitlines()[0]})") from None
@@ -67,7 +67,7 @@ def check_labels(judge: JudgeNetwork, pairs: Sequence[tuple[str, str]], name: st
 def look(judge: JudgeNetwork, pixels: Tensor) -> Opinion:
     """The judge's opinion, on the CPU, of pictures (N, 3, H, W): uint8, or floating in [-1, 1]."""
     device = next(judge.parameters()).device
-    parts = [judge(unit(batch).to(device)) for batch in pixels.split(BATCH)]
+    parts = [judge(unit(batch).to(device)) for batch in torch.split(pixels, BATCH)]
     return Opinion(*(torch.cat(each).cpu() for each in zip(*parts)))
 
 
