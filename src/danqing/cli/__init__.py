@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from danqing.cli import config, dataset, files, paint, prompt, train
+from danqing.cli import config, dataset, evaluate, files, paint, prompt, train
 from danqing.errors import DanqingError
 from danqing.runtime.allocator import keep_memory
 
@@ -26,6 +26,7 @@ prompt.register(app)
 files.register(app)
 train.register(app)
 dataset.register(app)
+evaluate.register(app)
 config.register(app)
 
 
