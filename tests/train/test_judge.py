@@ -13,12 +13,14 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from danqing.errors import DanqingError
+from danqing.evaluate.judge import judged, load_judge, look
 from danqing.train.dataset import Item, read_dataset, split
 from danqing.train.judge import JudgeStage
 from danqing.train.loop import run
+from danqing.train.pictures import Pictures
 from danqing.train.recipe import Data, Judge, Recipe
 
-from .conftest import COLOURS, LOOP, SHAPES, TINY, draw
+from .conftest import COLOURS, LOOP, SHAPES, TINY, draw, train_stage
 
 JUDGE: dict[str, Any] = {
     **LOOP, "picture": 16, "channels": (16, 32), "layers": (1, 1), "groups": 4, "features": 32, "batch": 12,
@@ -56,6 +58,22 @@ def stage_of(folder: Path, items: list[Item] | None = None, **changes: Any) -> J
     training, held_out = split(read_dataset(folder) if items is None else items)
     settings = Judge.model_validate({**JUDGE, **changes})
     return JudgeStage(settings, Data(folder=folder, size=32), training, held_out)
+
+
+def test_what_is_written_names_what_was_trained(labelled: Path, tmp_path: Path) -> None:
+    """By the judge's own file, so that labels, precision and weights all hold; chance is 1/4 and 1/2."""
+    assert train_stage("judge", recipe_of(labelled, steps=120, evaluate_every=120), tmp_path)
+    folder = tmp_path / "judge" / "result"
+    assert all(value.dtype == torch.bfloat16 for value in load_file(folder / "judge" / "model.safetensors").values())
+    judge = load_judge(folder / "judge")
+    assert judge.config.concepts == tuple(sorted(SHAPES))
+    training = split(read_dataset(labelled))[0]
+    pixels = Pictures(training, Data(folder=labelled, size=32)).load(range(len(training)))
+    pairs = [(item.labels["concept"], item.labels["style"]) for item in training]
+    verdict = judged(judge.config, look(judge, pixels), pairs)
+    assert verdict.within(1).float().mean() > 0.7
+    assert verdict.style.float().mean() > 0.9
+    assert json.loads((folder / "scores.json").read_text())["style"] > 0.7  # of pictures it never saw
 
 
 def test_a_killed_run_ends_the_same(labelled: Path, tmp_path: Path) -> None:
