@@ -65,12 +65,14 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert same, name
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [*((name, "adamw") for name in STAGES), ("autoencoder", "muon"), ("diffusion", "muon")]
+)
 def test_stopped_and_resumed_is_the_same_bits(
-    name: str, recipe: Callable[..., Recipe], trained: Path, tmp_path: Path
+    name: str, optimizer: str, recipe: Callable[..., Recipe], trained: Path, tmp_path: Path
 ) -> None:
     whole, parts = (place(name, trained, tmp_path / kind) for kind in ("whole", "parts"))
-    settings = recipe(**{name: {"precision": "bf16"}})
+    settings = recipe(**{name: {"precision": "bf16", "optimizer": optimizer}})
     assert train_stage(name, settings, whole)
     runs = 0
     while not train_stage(name, settings, parts, stop_after=0.0):

@@ -27,6 +27,7 @@ from danqing.errors import DanqingError
 from danqing.train.checkpointing import compute_twice
 from danqing.train.ema import MovingAverage
 from danqing.train.history import History
+from danqing.train.muon import Muon
 from danqing.train.recipe import Loop
 
 STATES, RESULT, SAMPLES = "states", "result", "samples"
@@ -289,7 +290,11 @@ def _prepare(
         flat = [p for p in net.parameters() if p.dim() < 2]
         deep = [p for p in net.parameters() if p.dim() >= 2]
         groups = [{"params": deep, "weight_decay": settings.weight_decay}, {"params": flat, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, stage.learning_rates[name], betas=settings.betas, eps=1e-8, fused=True)
+        optimizer: torch.optim.Optimizer
+        if settings.optimizer == "muon":
+            optimizer = Muon(groups, stage.learning_rates[name], betas=settings.betas)
+        else:
+            optimizer = torch.optim.AdamW(groups, stage.learning_rates[name], betas=settings.betas, fused=True)
         parts[name], optimizers[name] = accelerator.prepare(net, optimizer)
     return parts, optimizers
 

@@ -62,6 +62,9 @@ class Loop(_Section):
     decay_share: Share = Field(0.2, description="schedule decay: the share of the steps in which it falls")
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: matrices and convolutions by Muon, vectors by AdamW"
+    )
     clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     average: Average | None = Average()
     precision: Literal["no", "bf16", "fp16"] = Field("bf16", description="mixed precision")
