@@ -42,6 +42,9 @@ DIALECT_SCHEDULER: Mapping[Dialect, str | None] = {
     "diffusers": "Automatic",  # each of diffusers' scheduler classes brings its spacing
 }
 
+Dynamic = Literal["none", "random", "all"]
+"""What wildcards and choices in prompts do: stand for themselves, draw by each picture's seed, make all combinations."""
+
 Tiling = Literal["none", "x", "y", "both"]
 """Along which axes a picture repeats without a seam."""
 
