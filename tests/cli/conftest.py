@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from danqing.checkpoints.save import save
 from danqing.cli import main
-from danqing.pipeline.placeholder import placeholder
+from tiny_model import tiny_model
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny checkpoint in several forms, and with what is none."""
     folder = tmp_path_factory.mktemp("models")
-    tiny = placeholder(torch.device("cpu"), torch.float32)
+    tiny = tiny_model(torch.device("cpu"), torch.float32)
     save(tiny, folder / "tiny.safetensors", layout="ldm")
     save(tiny, folder / "tiny", layout="diffusers")
     whole = (folder / "tiny.safetensors").read_bytes()

@@ -31,7 +31,7 @@ from danqing.evaluate.bundled import (
 from danqing.evaluate.sheet import contact_sheet
 from danqing.families import Model
 from danqing.models.judge import JudgeConfig, JudgeNetwork
-from danqing.pipeline.placeholder import placeholder
+from tiny_model import tiny_model
 
 CONCEPTS, STYLES = ("apple", "pear", "plum"), ("3d", "flat")
 
@@ -47,8 +47,8 @@ def _one_thread(_threads: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    """The placeholder at 64 x 64."""
-    tiny = placeholder(torch.device("cpu"), torch.float32)
+    """The tiny model at 64 x 64."""
+    tiny = tiny_model(torch.device("cpu"), torch.float32)
     defaults = replace(tiny.family.defaults, width=64, height=64)
     return replace(tiny, family=replace(tiny.family, defaults=defaults))
 

@@ -12,7 +12,7 @@ from danqing.errors import DanqingError
 from danqing.evaluate.painting import Job, paint_many
 from danqing.families import Model
 from danqing.pipeline.paint import paint
-from danqing.pipeline.placeholder import placeholder
+from tiny_model import tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _one_thread(_threads: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return placeholder(torch.device("cpu"), torch.float32)
+    return tiny_model(torch.device("cpu"), torch.float32)
 
 
 def test_as_each_alone(model: Model) -> None:

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from danqing.families import Model
-from danqing.pipeline.placeholder import placeholder
+from tiny_model import tiny_model
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Model:
-    return placeholder(torch.device("cpu"), torch.float32)
+    return tiny_model(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="session")
 def tiny_bf16() -> Model:
-    return placeholder(torch.device("cpu"), torch.bfloat16)
+    return tiny_model(torch.device("cpu"), torch.bfloat16)
 
 
 @pytest.fixture(scope="session")
