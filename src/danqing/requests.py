@@ -1,18 +1,38 @@
 """What a person can ask for. Command-line flags, HTTP bodies, UI fields and metadata derive from these classes.
 
 Field names and ranges are AUTOMATIC1111's. What is unset is None, and `resolve` fills it from the family's row.
+
+`Painting` holds what all paintings share; `TextToImage`, `ImageToImage`, `Inpaint` and `Outpaint` are its kinds.
+A picture in a request is a path or a `data:image/png;base64,...` URL; in Python also a PIL image. In a resolved request
+it is a `Reference`: its name and the hash of its pixels.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+import base64
+import io
+import json
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from danqing.errors import DanqingError
 from danqing.version import NUMERICS
 from danqing.vocabulary import (
     Dialect,
+    Dynamic,
     Emphasis,
     NoiseSource,
     Tiling,
@@ -29,6 +49,64 @@ MAX_SEED = 2**64 - 1
 Request = TypeVar("Request", bound=BaseModel)
 
 
+class Reference(BaseModel):
+    """A file that took part: its name, and its hash as soon as it is known.
+
+    A picture's is the SHA-256 of its pixels (`metadata.pixels.pixels_sha256`), for it need not be a file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    sha256: str | None = None
+
+
+def _unicode(value: str) -> str:
+    """No halves of surrogate pairs, which Python makes of bytes that are no UTF-8: no file could hold them."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("should be valid Unicode text") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+
+
+def _source(value: Any) -> Any:
+    """A path as text, a PIL image as the data URL of a PNG."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "mode") and hasattr(value, "save"):
+        data = io.BytesIO()
+        value.save(data, "PNG", compress_level=1)
+        return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    if not isinstance(value, str | dict | Reference) or value == "":
+        raise ValueError("should be a picture: a path, a data URL, or in Python a PIL image")
+    return value
+
+
+PictureSource = Annotated[Text | Reference, BeforeValidator(_source)]
+"""A path, a `data:image/...;base64,` URL, or (once resolved) a `Reference`. `pipeline.images.open_picture` opens it."""
+
+ResizeMode = Literal["just resize", "crop and resize", "resize and fill", "latent upscale"]
+"""How a picture of another size is brought to the one asked for; in AUTOMATIC1111's order, whose numbers serve too."""
+InpaintingFill = Literal["fill", "original", "latent noise", "latent nothing"]
+"""What stands under the mask before painting; in AUTOMATIC1111's order, whose numbers serve too."""
+DenoisingCurve = Literal["aggressive", "linear", "lazy"]
+"""How a loopback's denoising strength goes from the first loop's to the last's (AUTOMATIC1111's script)."""
+
+
+def _numbered(value: Any, choices: tuple[str, ...]) -> Any:
+    """A choice by its name in any case, or by its number as AUTOMATIC1111's API has it."""
+    if (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, str) and value.strip().isdecimal()
+    ):
+        number = int(value)
+        return choices[number] if 0 <= number < len(choices) else value
+    return value.strip().casefold() if isinstance(value, str) else value
+
+
 class DynamicThresholding(BaseModel):
     """Dynamic thresholding of the guided prediction (Imagen, Saharia et al. 2022, section 2.3; mcmonkey's mimic scale)."""
 
@@ -38,13 +116,74 @@ class DynamicThresholding(BaseModel):
     percentile: float = Field(0.999, gt=0, le=1, description="share of values that are left unclipped")
 
 
-class TextToImage(BaseModel):
-    """Paint pictures from a text."""
+class SoftInpainting(BaseModel):
+    """Soft inpainting: a grey mask is a strength (differential diffusion, Levin & Fried 2023; AUTOMATIC1111's script)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    prompt: str = Field("", description="what to paint, in AUTOMATIC1111's prompt language")
-    negative_prompt: str = Field("", description="what to keep away from")
+    schedule_bias: float = Field(1.0, ge=0, le=8, description="when the original is let go; above 1 earlier")
+    preservation_strength: float = Field(0.5, ge=0, le=8, description="how strongly the original is held")
+    transition_contrast_boost: float = Field(4.0, ge=1, le=32, description="contrast where both meet")
+    mask_influence: Unit = Field(0.0, description="how much the given mask counts when the result is laid over")
+    difference_threshold: float = Field(0.5, ge=0, le=8, description="change at which a pixel is half the new one")
+    difference_contrast: float = Field(2.0, ge=0, le=8, description="how sharply that turns over")
+
+
+class Region(BaseModel):
+    """A part of the picture with a prompt of its own: a rectangle in shares of the picture, or a mask."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prompt: Text = Field(description="what to paint there")
+    x: Unit = Field(0.0, description="left edge, as a share of the width")
+    y: Unit = Field(0.0, description="upper edge, as a share of the height")
+    width: float = Field(1.0, gt=0, le=1, description="share of the picture's width")
+    height: float = Field(1.0, gt=0, le=1, description="share of the picture's height")
+    mask: PictureSource | None = Field(None, description="white where the prompt holds, in place of the rectangle")
+    strength: float = Field(1.0, gt=0, le=100, description="weight against the prompt of the whole and other regions")
+
+
+class Detailer(BaseModel):
+    """Find things in a painted picture and paint each again, larger (as the extension ADetailer does)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    detector: str = Field(description="weights of the detector: an ONNX export of a YOLO model, by path")
+    prompt: Text = Field("", description="what to paint there; empty is the picture's own prompt")
+    negative_prompt: Text = Field("", description="what to keep away from; empty is the picture's own")
+    classes: tuple[int, ...] = Field((), description="only these of the detector's classes; empty is all of them")
+    confidence: Unit = Field(0.3, description="how sure the detector must be")
+    largest: int = Field(0, ge=0, description="repaint only so many, the largest first; 0 is all")
+    dilate: int = Field(4, ge=-128, le=128, description="pixels by which the masks grow, or shrink below 0")
+    mask_blur: int = Field(4, ge=0, le=64, description="as in inpainting")
+    padding: int = Field(32, ge=0, le=256, description="pixels around the mask that are painted along")
+    denoising_strength: Unit = Field(0.4, description="how much is painted anew")
+    width: int | None = Field(None, ge=64, le=2048, description="size at which it is painted; unset is the picture's")
+    height: int | None = Field(None, ge=64, le=2048, description="see width")
+    steps: int | None = Field(None, ge=1, le=1000, description="sampling steps; unset is the picture's")
+
+
+class Template(BaseModel):
+    """What was asked for, where styles and wildcards made another prompt of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    styles: tuple[Text, ...] = ()
+    dynamic: Dynamic = "none"
+
+
+class Painting(BaseModel):
+    """What all kinds of paintings share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prompt: Text = Field("", description="what to paint, in AUTOMATIC1111's prompt language")
+    negative_prompt: Text = Field("", description="what to keep away from")
+    styles: tuple[Text, ...] = Field((), description="named pieces of prompt to merge in, one after another")
+    dynamic: Dynamic = Field("none", description="what __wildcards__ and {a|b} in the prompts do")
+    template: Template | None = Field(None, description="what the prompt was made of; Danqing writes it itself")
     width: int | None = Field(None, ge=64, le=16384, description="pixels; rounded to what the model can paint")
     height: int | None = Field(None, ge=64, le=16384, description="pixels; rounded to what the model can paint")
     steps: int | None = Field(None, ge=1, le=1000, description="sampling steps")
@@ -67,6 +206,12 @@ class TextToImage(BaseModel):
         0, ge=0, le=MAX_SEED, description="ENSD: added to the seed of the noise after the first"
     )
     noise_source: NoiseSource | None = Field(None, description="whose random numbers; philox is CUDA's, on any machine")
+
+    subprompt: Text | None = Field(None, description="variation prompt, in the same language")
+    subprompt_strength: Unit = Field(0.0, description="how far towards the variation prompt")
+    regions: tuple[Region, ...] = Field(
+        (), description="prompts of parts of the picture, as shares of it: `0,0,0.5,1 a cat; 0.5,0,0.5,1 a dog`"
+    )
 
     clip_skip: int | None = Field(None, ge=1, le=12, description="1 is the text encoder's last layer, 2 the one before")
     emphasis: Emphasis | None = Field(None, description="how (word:1.2) acts")
@@ -104,8 +249,17 @@ class TextToImage(BaseModel):
     aesthetic_score: float = Field(6.0, ge=0, le=10, description="how beautiful; for SDXL's refiner")
     negative_aesthetic_score: float = Field(2.5, ge=0, le=10, description="the same, on the negative prompt's side")
 
-    model: str | None = Field(None, description="checkpoint, by path or name; unset is the bundled model")
-    vae: str | None = Field(None, description="autoencoder file in place of the checkpoint's")
+    model: Text | None = Field(None, description="checkpoint, by path or name; unset is the bundled model")
+    vae: Text | None = Field(None, description="autoencoder file in place of the checkpoint's")
+
+    refiner_checkpoint: Text | None = Field(None, description="model that paints the last steps, by path or name")
+    refiner_switch_at: Unit | None = Field(
+        None, description="share of the noise schedule after which the refiner takes over; 0.8 by default"
+    )
+
+    detailers: tuple[Detailer, ...] = Field(
+        (), description="find things and paint them again, larger: `face.onnx a face; hand.onnx`"
+    )
 
     @field_validator("dynamic_thresholding", mode="before")
     @classmethod
@@ -118,21 +272,39 @@ class TextToImage(BaseModel):
             raise ValueError("should be MIMIC_SCALE or MIMIC_SCALE,PERCENTILE")
         return dict(zip(DynamicThresholding.model_fields, parts))
 
-    @field_validator("emphasis", "dialect", "noise_source", "tiling", mode="before")
+    @field_validator("regions", mode="before")
+    @classmethod
+    def _spelled_regions(cls, value: Any) -> Any:
+        """`x,y,width,height prompt`, several apart by semicolons; or JSON."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return _from_json(value)
+        rows = []
+        for part in filter(None, map(str.strip, value.split(";"))):
+            numbers, _, prompt = part.partition(" ")
+            sides = numbers.split(",")
+            if len(sides) != 4:
+                raise ValueError("should be X,Y,WIDTH,HEIGHT PROMPT, in shares of the picture, several apart by ';'")
+            rows.append(dict(zip(("x", "y", "width", "height"), sides)) | {"prompt": prompt.strip()})
+        return rows
+
+    @field_validator("detailers", mode="before")
+    @classmethod
+    def _spelled_detailers(cls, value: Any) -> Any:
+        """`detector prompt`, several apart by semicolons; or JSON."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return _from_json(value)
+        parts = (part.strip().partition(" ") for part in value.split(";") if part.strip())
+        return [{"detector": detector, "prompt": prompt.strip()} for detector, _, prompt in parts]
+
+    @field_validator("emphasis", "dialect", "noise_source", "tiling", "dynamic", mode="before")
     @classmethod
     def _any_case(cls, value: Any) -> Any:
         """AUTOMATIC1111 writes `No norm` and `CPU`."""
         return value.strip().casefold() if isinstance(value, str) else value
-
-    @field_validator("prompt", "negative_prompt", "model", "vae")
-    @classmethod
-    def _text(cls, value: str | None) -> str | None:
-        """No halves of surrogate pairs, which Python makes of bytes that are no UTF-8: no file could hold them."""
-        try:
-            (value or "").encode()
-        except UnicodeEncodeError:
-            raise ValueError("should be valid Unicode text") from None
-        return value
 
     @field_validator("sampler_name")
     @classmethod
@@ -162,13 +334,192 @@ class TextToImage(BaseModel):
         return self
 
 
-class Reference(BaseModel):
-    """A file that took part: its name, and its hash as soon as it is known."""
+class TextToImage(Painting):
+    """Paint pictures from a text, and with `enable_hr` again at a larger size (hires fix)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    enable_hr: bool = Field(False, description="hires fix: enlarge the picture and paint it over")
+    hr_scale: float = Field(2.0, ge=1, le=16, description="how much larger; hr_resize_x and _y go before it")
+    hr_resize_x: int = Field(
+        0, ge=0, le=16384, description="width after it in pixels; 0 is by the other side or the scale"
+    )
+    hr_resize_y: int = Field(0, ge=0, le=16384, description="height after it, likewise; with both the picture is cut")
+    hr_upscaler: Text | None = Field(
+        None, description="Latent (or another of AUTOMATIC1111's latent modes), Lanczos, Nearest, or an upscaler's file"
+    )
+    hr_second_pass_steps: int = Field(
+        0, ge=0, le=1000, description="steps of the second pass; 0 is as many as the first"
+    )
+    denoising_strength: Unit | None = Field(
+        None, description="hires fix: how much the second pass paints anew; 0.7 by default"
+    )
+    hr_sampler_name: str | None = Field(None, description="sampler of the second pass; unset is the first's")
+    hr_scheduler: str | None = Field(None, description="scheduler of the second pass; unset is the first's")
+    hr_cfg: float | None = Field(None, ge=0, le=100, description="CFG scale of the second pass; unset is the first's")
+    hr_prompt: Text = Field("", description="prompt of the second pass; empty is the first's")
+    hr_negative_prompt: Text = Field("", description="negative prompt of the second pass; empty is the first's")
+    hr_checkpoint_name: Text | None = Field(None, description="checkpoint of the second pass, by path or name")
 
-    name: str
-    sha256: str | None = None
+    @field_validator("hr_sampler_name", "hr_scheduler", "hr_checkpoint_name", mode="before")
+    @classmethod
+    def _same(cls, value: Any) -> Any:
+        """AUTOMATIC1111 writes `Use same sampler` where nothing is set."""
+        return None if isinstance(value, str) and value.strip().casefold().startswith("use same ") else value
+
+    @field_validator("hr_sampler_name")
+    @classmethod
+    def _hr_sampler(cls, value: str | None) -> str | None:
+        return cls._sampler(value)
+
+    @field_validator("hr_scheduler")
+    @classmethod
+    def _hr_scheduler(cls, value: str | None) -> str | None:
+        return cls._scheduler(value)
+
+
+class ImageToImage(Painting):
+    """Paint a picture over. Without `width` and `height` the result has the picture's size."""
+
+    image: PictureSource = Field(description="the picture to begin with")
+    denoising_strength: Unit = Field(0.75, description="0 keeps the picture, 1 keeps nothing of it")
+    resize_mode: ResizeMode = Field("just resize", description="how a picture of another size is fitted")
+    exact_steps: bool = Field(
+        False, description="do all the steps, and not their share by denoising strength (AUTOMATIC1111's option)"
+    )
+    color_correction: bool = Field(False, description="give the result the picture's distribution of colours")
+    initial_noise_multiplier: float = Field(1.0, ge=0, le=10, description="strength of the first noise")
+    extra_noise: float = Field(0.0, ge=0, le=1, description="noise added to the picture besides")
+    background_color: str = Field(
+        "#ffffff", pattern="^#[0-9a-fA-F]{6}$", description="what shines through where the picture is transparent"
+    )
+    image_cfg_scale: float | None = Field(
+        None, ge=0, le=100, description="instruct-pix2pix models: how strictly the picture is followed; 1.5 by default"
+    )
+    loops: int = Field(1, ge=1, le=128, description="loopback: paint the result over, so many times in all")
+    final_denoising_strength: Unit | None = Field(None, description="the last loop's; unset is as the first")
+    denoising_curve: DenoisingCurve = Field("linear", description="how it gets there")
+    inversion: bool = Field(
+        False, description="begin with the noise that DDIM would make this picture of, in place of random noise"
+    )
+    inversion_prompt: Text = Field("", description="what the picture shows, for the way back to its noise")
+    subimage: PictureSource | None = Field(None, description="variation picture: a second one, inverted like the first")
+    subimage_strength: Unit = Field(0.0, description="how far towards the variation picture's noise")
+
+    @field_validator("resize_mode", mode="before")
+    @classmethod
+    def _resize_mode(cls, value: Any) -> Any:
+        value = _numbered(value, get_args(ResizeMode))
+        return "latent upscale" if value == "just resize (latent upscale)" else value
+
+    @field_validator("denoising_curve", mode="before")
+    @classmethod
+    def _curve(cls, value: Any) -> Any:
+        return value.strip().casefold() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _inverts(self) -> Self:
+        if not self.inversion and (self.subimage is not None or self.inversion_prompt):
+            name = "subimage" if self.subimage is not None else "inversion_prompt"
+            raise DanqingError(f"{name}: has an effect with inversion only; add --inversion yes")
+        return self
+
+
+class Masked(ImageToImage):
+    """What inpainting and outpainting share: how the masked part is painted and joined."""
+
+    mask_blur: int = Field(4, ge=0, le=256, description="pixels by which the mask's edge is softened")
+    inpainting_fill: InpaintingFill = Field("original", description="what stands under the mask before painting")
+    inpainting_mask_weight: Unit = Field(
+        1.0, description="inpainting models: how much of the picture under the mask is hidden from them"
+    )
+    mask_round: bool = Field(True, description="whether the mask is taken as black and white by the sampler")
+    soft_inpainting: SoftInpainting | None = Field(
+        None, description="a soft mask fades from old to new: `yes`, or its settings in order"
+    )
+
+    @field_validator("inpainting_fill", mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        return _numbered(value, get_args(InpaintingFill))
+
+    @field_validator("soft_inpainting", mode="before")
+    @classmethod
+    def _soft(cls, value: Any) -> Any:
+        """`yes` is the defaults, `no` is off, `1,0.5,4` the settings in their order."""
+        if isinstance(value, bool):
+            return {} if value else None
+        if not isinstance(value, str):
+            return value
+        if value.strip().casefold() in ("yes", "true", "on"):
+            return {}
+        if value.strip().casefold() in ("no", "false", "off"):
+            return None
+        parts = value.split(",")
+        if len(parts) > len(SoftInpainting.model_fields):
+            raise ValueError(f"should be yes, no, or up to {len(SoftInpainting.model_fields)} numbers")
+        return dict(zip(SoftInpainting.model_fields, parts))
+
+
+class Inpaint(Masked):
+    """Paint anew what a mask covers. White is painted; without a mask, what is transparent in the picture."""
+
+    mask: PictureSource | None = Field(
+        None, description="white where to paint; unset is where the picture is transparent"
+    )
+    mask_text: Text | None = Field(None, description="mask by words, found by CLIPSeg in place of a mask picture")
+    mask_model: Text | None = Field(None, description="folder of the CLIPSeg model (extra [caption])")
+    mask_threshold: Unit = Field(0.4, description="how sure CLIPSeg must be")
+    mask_blur_x: int | None = Field(None, ge=0, le=256, description="mask_blur along the width, where it differs")
+    mask_blur_y: int | None = Field(None, ge=0, le=256, description="mask_blur along the height, where it differs")
+    inpainting_mask_invert: bool = Field(False, description="paint what the mask leaves out")
+    inpaint_full_res: bool = Field(
+        False, description="only masked: cut the masked part out, paint it at full size, and put it back"
+    )
+    inpaint_full_res_padding: int = Field(32, ge=0, le=4096, description="pixels around it that are cut out along")
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> Self:
+        if self.mask is not None and self.mask_text is not None:
+            raise DanqingError("mask_text: a mask comes from a picture or from words, not from both")
+        if self.mask_text is not None and self.mask_model is None:
+            raise DanqingError("mask_model: a mask from words needs the folder of a CLIPSeg model; give it")
+        return self
+
+
+class Outpaint(Masked):
+    """Paint on beyond the picture's edges, by so many pixels on each side. The result is that much larger."""
+
+    left: int = Field(0, ge=0, le=8192, description="pixels to add on the left")
+    right: int = Field(0, ge=0, le=8192, description="pixels to add on the right")
+    up: int = Field(0, ge=0, le=8192, description="pixels to add above")
+    down: int = Field(0, ge=0, le=8192, description="pixels to add below")
+    denoising_strength: Unit = Field(1.0, description="0 keeps the first fill, 1 keeps nothing of it")
+    inpainting_fill: InpaintingFill = Field("fill", description="what stands there before painting")
+    mask_blur: int = Field(
+        16, ge=0, le=256, description="pixels of the picture's edge over which old and new are blended"
+    )
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if not (self.left or self.right or self.up or self.down):
+            raise DanqingError("left: nothing to paint; give pixels for at least one of left, right, up, down")
+        if self.width is not None or self.height is not None:
+            raise DanqingError("width: an outpainting's size is the picture's and what is added; leave it out")
+        return self
+
+
+Kind = Literal["txt2img", "img2img", "inpaint", "outpaint"]
+REQUESTS: Mapping[Kind, type[Painting]] = {
+    "txt2img": TextToImage,
+    "img2img": ImageToImage,
+    "inpaint": Inpaint,
+    "outpaint": Outpaint,
+}
+"""The request class of each kind of painting."""
+
+
+def kind_of(request: Painting) -> Kind:
+    """`txt2img` for a TextToImage, and so on."""
+    return next(kind for kind, cls in REQUESTS.items() if type(request) is cls)
 
 
 class ResolvedRequest(BaseModel):
@@ -176,15 +527,33 @@ class ResolvedRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    kind: Literal["txt2img"] = "txt2img"
-    request: TextToImage
-    """Every field of the arithmetic set: size, steps, CFG, sampler, scheduler, noise source, emphasis, seeds."""
+    kind: Kind = "txt2img"
+    """Whose request: it follows from the request's class, and tells it when a record is read."""
+    request: SerializeAsAny[Painting]
+    """Every field of the arithmetic set: size, steps, CFG, sampler, scheduler, noise source, emphasis, seeds.
+    Its pictures are `Reference`s."""
     family: str
     checkpoint: Reference
     vae: Reference | None = None
+    others: Mapping[str, Reference] = Field(default_factory=dict)
+    """More files that took part, by the request's field: `refiner_checkpoint`, `hr_checkpoint_name`, `hr_upscaler` ..."""
     notes: tuple[str, ...] = ()
     """What was changed or could not be done as asked: a rounded size, a part that ran in another precision."""
     numerics: int = NUMERICS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any) -> Any:
+        """A record's request is read as its kind's class; a request object tells the kind."""
+        if not isinstance(value, dict):
+            return value
+        request = value.get("request")
+        if isinstance(request, Painting):
+            return {**value, "kind": kind_of(request)}
+        kind = value.get("kind", "txt2img")
+        if isinstance(request, dict) and kind in REQUESTS:
+            return {**value, "request": REQUESTS[kind].model_validate(request)}
+        return value
 
     def picture(self, index: int) -> ResolvedRequest:
         """The request that paints picture `index` of this one's alone."""
@@ -204,6 +573,13 @@ def read(kind: type[Request], fields: dict[str, Any]) -> Request:
         return kind.model_validate(fields)
     except ValidationError as error:
         raise DanqingError("; ".join(_problem(kind, problem) for problem in error.errors())) from None
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError("should be valid JSON") from None
 
 
 def _problem(kind: type[BaseModel], problem: Any) -> str:
