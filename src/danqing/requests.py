@@ -59,6 +59,9 @@ class Reference(BaseModel):
 
     name: str
     sha256: str | None = None
+    """64 hexadecimal digits; of another tool's picture often the first 10, AUTOMATIC1111's short hash."""
+    autov3: str | None = None
+    """Of a LoRA: SHA-256 of its file without the header, by which Civitai and kohya's tools know it."""
 
 
 def _unicode(value: str) -> str:
@@ -522,6 +525,19 @@ def kind_of(request: Painting) -> Kind:
     return next(kind for kind, cls in REQUESTS.items() if type(request) is cls)
 
 
+class Platform(BaseModel):
+    """What a picture was computed on: another one may round otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    torch: str
+    """PyTorch's version."""
+    device: str
+    """`cpu`, `cuda`, `mps`."""
+    dtype: str
+    """Precision of the networks: `float32`, `bfloat16`, `float16`."""
+
+
 class ResolvedRequest(BaseModel):
     """A request with nothing left open: what metadata, queue and replay store."""
 
@@ -536,10 +552,14 @@ class ResolvedRequest(BaseModel):
     checkpoint: Reference
     vae: Reference | None = None
     others: Mapping[str, Reference] = Field(default_factory=dict)
-    """More files that took part, by the request's field: `refiner_checkpoint`, `hr_checkpoint_name`, `hr_upscaler` ..."""
+    """More files that took part, by the request's field: `refiner_checkpoint`, `hr_checkpoint_name`, `hr_upscaler` ...
+    A LoRA is `lora:NAME`, by its name in the prompt."""
     notes: tuple[str, ...] = ()
     """What was changed or could not be done as asked: a rounded size, a part that ran in another precision."""
     numerics: int = NUMERICS
+    platform: Platform | None = None
+    pixels: str | None = None
+    """Hash of the painted pixels (`metadata.pixels.pixels_sha256`), as soon as they are painted."""
 
     @model_validator(mode="before")
     @classmethod
