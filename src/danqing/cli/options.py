@@ -17,7 +17,12 @@ _SHORT = {
     "sampler_name": "--sampler",
     "n_iter": "--batch-count",
     "eta_noise_seed_delta": "--ensd",
+    "styles": "--style",
 }
+_REPEATED = {"styles"}
+"""Fields of many values, whose option is given once for each."""
+_UNASKED = {"template"}
+"""Fields that Danqing writes itself."""
 
 
 PAINTING, FILES, MACHINE = "What to paint", "Where pictures go", "How it runs"
@@ -79,12 +84,13 @@ def request_options(request: type[BaseModel], skip: set[str]) -> list[inspect.Pa
     section = None
     for name, info in request.model_fields.items():
         section = _SECTIONS.get(name, section)
-        if name in skip:
+        if name in skip | _UNASKED:
             continue
         kind = _bare(info.annotation)
         flags = [f"--{name.replace('_', '-')}"]
         if name in _SHORT:
             flags.insert(0, _SHORT[name])
+        many = name in _REPEATED
         option = typer.Option(
             *flags,
             metavar=_metavar(kind),
@@ -94,7 +100,10 @@ def request_options(request: type[BaseModel], skip: set[str]) -> list[inspect.Pa
         )
         parameters.append(
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[list[str] | None if many else str | None, option],
             )
         )
     return parameters

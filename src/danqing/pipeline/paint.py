@@ -17,6 +17,7 @@ from danqing.models.clip_vision import SafetyChecker
 from danqing.models.conditioning import Conditioning
 from danqing.models.seamless import seamless
 from danqing.pipeline.decode import decode, to_image
+from danqing.pipeline.expand import expand
 from danqing.pipeline.models import Say, find_vae, hashes_later, load, print_note
 from danqing.pipeline.picture import Picture
 from danqing.pipeline.resolve import resolve
@@ -82,6 +83,7 @@ def stream(
     say: Say = print_note,
     safety_checker: bool = False,
     wrap: Callable[[Denoise], Denoise] | None = None,
+    cache: Cache | None = None,
     **fields: Any,
 ) -> Generator[Progress, None, None]:
     """Paint step by step. Closing the iterator stops after the step; what was yielded stays good.
@@ -89,7 +91,7 @@ def stream(
     `request` is a `TextToImage`, or a prompt; `fields` are the request's. Without a `model`, the request's own is
     loaded, or the bundled one. `say` is told, a line each, what is not as asked. `safety_checker` runs the
     checkpoint's own, and blackens what it flags. `wrap` puts guidance of your own around the denoiser
-    (`sampling.guidance.classifier_guidance` for one).
+    (`sampling.guidance.classifier_guidance` for one). `cache` keeps encoded prompts for later requests to one model.
     Raises DanqingError for a field that is wrong, a checkpoint that does not fit, or memory that is too small.
     """
     if isinstance(request, str):
@@ -100,7 +102,22 @@ def stream(
         model = load(request.model, vae=request.vae, say=say)
     elif request.vae and (path := find_vae(request.vae)) != model.vae_path:
         model = with_autoencoder(model, path)
-    return _batches(request, model, say, safety_checker, wrap)
+    return _parts(expand(request), model, say, safety_checker, wrap, {} if cache is None else cache)
+
+
+def _parts(
+    requests: Sequence[TextToImage],
+    model: Model,
+    say: Say,
+    safety_checker: bool,
+    wrap: Callable[[Denoise], Denoise] | None,
+    cache: Cache,
+) -> Generator[Progress, None, None]:
+    """The batches of all requests that styles and wildcards made of one, counted through."""
+    for index, request in enumerate(requests):
+        for event in _batches(request, model, say, safety_checker, wrap, cache):
+            batches = event.batches * len(requests)
+            yield replace(event, batch=index * event.batches + event.batch, batches=batches)
 
 
 @torch.no_grad()
@@ -110,6 +127,7 @@ def _batches(
     say: Say,
     safety_checker: bool,
     wrap: Callable[[Denoise], Denoise] | None,
+    cache: Cache,
 ) -> Generator[Progress, None, None]:
     notes: list[str] = []
 
@@ -126,7 +144,7 @@ def _batches(
     if checker is None and folder_of(model):
         note("the checkpoint brings a safety checker, which is not run unless asked for (--safety-checker)")
     hashes = hashes_later({"checkpoint": model.path, "vae": model.vae_path})
-    run = prepare(resolved, model, note, wrap)
+    run = prepare(resolved, model, note, wrap, cache)
     size, batches = resolved.request.batch_size, resolved.request.n_iter
     if resolved.request.sampler_name in PICTURE_BY_PICTURE and not DRAWING[resolved.request.dialect].batched:
         size, batches = 1, size * batches
@@ -252,7 +270,11 @@ class Run:
 
 
 def prepare(
-    resolved: ResolvedRequest, model: Model, note: Say, wrap: Callable[[Denoise], Denoise] | None = None
+    resolved: ResolvedRequest,
+    model: Model,
+    note: Say,
+    wrap: Callable[[Denoise], Denoise] | None = None,
+    cache: Cache | None = None,
 ) -> Run:
     """Encode the prompts, make the schedule, choose a plan that fits in memory."""
     r = resolved.request
@@ -274,7 +296,7 @@ def prepare(
         table="sdxl" if model.family.size_ids != "none" else "sd1",
         spacing=model.family.spacing,
     )
-    positive, negative = encode(resolved, model, note)
+    positive, negative = encode(resolved, model, note, {} if cache is None else cache)
     branches = len([b for b in positive if b.holds(0)]) + len([b for b in negative if b.holds(0)])
     return Run(model, resolved, positive, negative, sigmas, note, wrap, fitting_plans(r, model, branches, note))
 
@@ -299,7 +321,7 @@ def fitting_plans(request: TextToImage, model: Model, branches: int, note: Say) 
 
 
 def encode(
-    resolved: ResolvedRequest, model: Model, note: Say
+    resolved: ResolvedRequest, model: Model, note: Say, cache: Cache
 ) -> tuple[tuple[Conditioning, ...], tuple[Conditioning, ...]]:
     """The positive and the negative branches, with the channels that inpainting models are given."""
     r, family = resolved.request, model.family
@@ -314,7 +336,6 @@ def encode(
             negative_aesthetic=r.negative_aesthetic_score,
         )
     channels = _empty_channels(model, r.width or 0, r.height or 0)
-    cache: Cache = {}
     sides = []
     for text, negative in ((r.prompt, False), (r.negative_prompt, True)):
         prompt = understand(text, r.steps or 1, dialect=r.dialect, calls_per_step=calls, negative=negative)

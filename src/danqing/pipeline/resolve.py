@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
+from danqing.errors import DanqingError
 from danqing.families import Family
+from danqing.pipeline.expand import draw_seed, expand
 from danqing.requests import Reference, ResolvedRequest, TextToImage
 from danqing.sampling.samplers import NEEDS_NEGATIVE, REQUEST_OPTIONS, options_of
 from danqing.sampling.schedules import scheduler_for
@@ -20,11 +21,6 @@ from danqing.vocabulary import (
 )
 
 
-def draw_seed() -> int:
-    """A seed as AUTOMATIC1111 draws one: below 2^32 - 2."""
-    return secrets.randbelow(4294967294)
-
-
 def _size(name: str, asked: int, cell: int, notes: list[str]) -> int:
     rounded = max(round(asked / cell), 64 // cell) * cell
     if rounded != asked:
@@ -35,7 +31,13 @@ def _size(name: str, asked: int, cell: int, notes: list[str]) -> int:
 def resolve(
     request: TextToImage, family: Family, checkpoint: Reference, vae: Reference | None = None
 ) -> ResolvedRequest:
-    """Fill size, steps, CFG and sampler from the family's row, draw seeds, round the size to latent cells."""
+    """Fill size, steps, CFG and sampler from the family's row, draw seeds, round the size to latent cells.
+
+    Styles and wildcards are written out (`expand`). Raises DanqingError where they make several requests of this one.
+    """
+    request, *others = expand(request)
+    if others:
+        raise DanqingError(f"dynamic: {len(others) + 1} requests come of this one; expand it first")
     notes: list[str] = []
     defaults = family.defaults
     cell = family.autoencoder.downscale
