@@ -37,7 +37,11 @@ def test_every_level_divides_into_heads_and_groups(row: Family) -> None:
 
 
 def test_only_v_and_edm_rows_change_the_process() -> None:
-    assert {name for name, row in FAMILIES.items() if row.process.prediction == "v"} == {"sd2-v", "sdxl-v"}
+    assert {name for name, row in FAMILIES.items() if row.process.prediction == "v"} == {
+        "danqing",
+        "sd2-v",
+        "sdxl-v",
+    }
     assert {name for name, row in FAMILIES.items() if row.process.prediction == "edm"} == {"playground-v2.5"}
     assert FAMILIES["sdxl-v"].process.sigma_max > 4000
     assert FAMILIES["playground-v2.5"].process.sigma_max == pytest.approx(80)

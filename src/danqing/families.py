@@ -279,7 +279,37 @@ _PLAYGROUND_VAE = AutoencoderConfig(
 _PLAYGROUND_DEFAULTS = replace(_XL_DEFAULTS, steps=50, cfg_scale=3.0)
 _TURBO_DEFAULTS = Defaults(steps=1, cfg_scale=1.0, sampler="Euler a", scheduler="SGM Uniform")
 
+DANQING = Family(
+    "danqing",
+    "Danqing's own emoji painter",
+    (
+        TextEncoder(
+            "text_encoder",
+            CLIPTextConfig(
+                vocabulary=8192, width=256, intermediate=1024, layers=4, heads=4, activation="gelu", end_token=8191
+            ),
+            pad_token=8191,
+        ),
+    ),
+    UNetConfig(
+        in_channels=8,
+        out_channels=8,
+        channels=(64, 128, 224),
+        down_depth=((0,), (1,), (1,)),
+        up_depth=((1, 1), (1, 1), (0, 0)),
+        heads=(2, 2, 4),
+        context_width=256,
+        groups=8,
+    ),
+    AutoencoderConfig(channels=(24, 48, 96, 144), layers=1, latent_channels=8, groups=8, scale=1.0),
+    Process(prediction="v", zero_terminal_snr=True),
+    spacing="trailing",
+    defaults=Defaults(width=128, height=128, cfg_scale=3.0, scheduler="SGM Uniform"),
+)
+"""What recipes/bundled.toml trains, and the package ships."""
+
 _ROWS: tuple[Family, ...] = (
+    DANQING,
     SD1,
     variant(SD1, "sd1-inpaint", "Stable Diffusion 1.x inpainting", denoiser_in_channels=9),
     variant(SD1, "sd1-pix2pix", "InstructPix2Pix (Stable Diffusion 1.x)", denoiser_in_channels=8),

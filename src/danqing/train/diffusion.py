@@ -34,6 +34,8 @@ from danqing.train.recipe import Data, Diffuse, Recipe
 from danqing.train.results import load_weights, read_config
 
 ENCODER = "text_encoder"
+SHARD = 15_000_000
+"""Bytes of a file of the result: small enough for whatever carries it."""
 PROMPTS = (
     "a red apple, 3d style", "a red apple, flat style", "红苹果，诺托风格", "red apple, twemoji style",
     "dog face, 3d style", "cat face, flat style", "猫脸，推特风格", "penguin, noto style",
@@ -260,7 +262,7 @@ class DiffusionStage:
 
     def write(self, folder: Path) -> None:
         """`model`, an ordinary checkpoint in diffusers' layout, in bfloat16."""
-        save(self.model(), folder / "model", layout="diffusers", dtype=torch.bfloat16)
+        save(self.model(), folder / "model", layout="diffusers", dtype=torch.bfloat16, shard=SHARD)
         (folder / "scores.json").write_text(json.dumps(self.evaluate(), indent=1) + "\n", "utf-8")
 
 
