@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 
 .venv/installed-test: .venv/installed
 	$(PIP) -e ".[test]"
-	$(PIP) --no-deps k-diffusion
+	$(PIP) --no-deps k-diffusion spandrel spandrel-extra-arches
 	touch $@
 
 demo: .venv/installed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from danqing.models.layers import Conv2d, GroupNorm, ResBlock, Upsample
 from danqing.runtime.attention import attention
+from danqing.runtime.tiles import tiled
 
 EPS = 1e-6
 
@@ -186,12 +186,12 @@ class Autoencoder(nn.Module):
 
         Close to `decode`, not equal: normalisation sees a tile at a time. Raises ValueError unless overlap < tile.
         """
-        return _tiled(self._pixels, self._raw(latents), tile, overlap, (self.config.downscale, 1))
+        return tiled(self._pixels, self._raw(latents), tile, overlap, (self.config.downscale, 1))
 
     def encode_tiled(self, pixels: Tensor, tile: int = 64, overlap: int = 16) -> Posterior:
         """`encode` in tiles, likewise; `tile` and `overlap` in latent cells."""
         scale = self.config.downscale
-        return self._posterior(_tiled(self._moments, pixels, tile * scale, overlap * scale, (1, scale)))
+        return self._posterior(tiled(self._moments, pixels, tile * scale, overlap * scale, (1, scale)))
 
     def _moments(self, pixels: Tensor) -> Tensor:
         moments: Tensor = self.encoder(pixels.to(self.encoder.conv_in.weight.dtype))
@@ -217,43 +217,3 @@ class Autoencoder(nn.Module):
         mean = torch.tensor(config.mean or (config.shift,), device=like.device, dtype=torch.float32)
         std = torch.tensor(config.std or (1.0,), device=like.device, dtype=torch.float32)
         return (config.scale / std).view(1, -1, 1, 1), mean.view(1, -1, 1, 1)
-
-
-def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where the tiles begin: `tile - overlap` apart, the last flush with the end."""
-    if length <= tile:
-        return [0]
-    return [*range(0, length - tile, tile - overlap), length - tile]
-
-
-def _ramp(start: int, size: int, length: int, overlap: int) -> Tensor:
-    """(size,): a tile's weight along one axis, rising and falling across the overlaps but not at the picture's edge."""
-    at = torch.arange(size, dtype=torch.float32) + 0.5
-    weight = torch.ones(size)
-    if overlap and start > 0:
-        weight = torch.minimum(weight, at / overlap)
-    if overlap and start + size < length:
-        weight = torch.minimum(weight, (size - at) / overlap)
-    return weight
-
-
-def _tiled(fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, ratio: tuple[int, int]) -> Tensor:
-    """`fn` of x (B, C, H, W) in tiles, blended in float32; `fn` changes sizes by `ratio` (times, divided by)."""
-    if not 0 <= overlap < tile:
-        raise ValueError(f"tiles of {tile} cannot overlap by {overlap}")
-    up, down = ratio
-    height, width = (n * up // down for n in x.shape[-2:])
-    total = torch.zeros(())
-    weights = torch.zeros(height, width, device=x.device)
-    for top in _starts(x.shape[-2], tile, overlap):
-        for left in _starts(x.shape[-1], tile, overlap):
-            part = fn(x[:, :, top : top + tile, left : left + tile])
-            if total.dim() == 0:
-                total = part.new_zeros(*part.shape[:2], height, width)
-            y, x0, (h, w) = top * up // down, left * up // down, part.shape[-2:]
-            band = overlap * up // down
-            weight = _ramp(y, h, height, band)[:, None] * _ramp(x0, w, width, band)
-            weight = weight.to(x.device)
-            total[:, :, y : y + h, x0 : x0 + w] += part * weight
-            weights[y : y + h, x0 : x0 + w] += weight
-    return total / weights
