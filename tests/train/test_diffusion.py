@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 
 import danqing
 from danqing.errors import DanqingError
+from danqing.families import DANQING
+from danqing.models.autoencoder import AutoencoderConfig
+from danqing.models.clip import CLIPTextConfig
 from danqing.prompts.encode import conditionings
 from danqing.prompts.grammar import understand
 from danqing.prompts.tokenizer import from_folder
 from danqing.train.clip import tokens
 from danqing.train.dataset import read_dataset
-from danqing.train.diffusion import DiffusionStage
+from danqing.train.diffusion import DiffusionStage, family_of
 from danqing.train.objectives import noised
-from danqing.train.recipe import Recipe
+from danqing.train.recipe import Recipe, read_recipe
 from danqing.train.stages import make_stage
 
 from .conftest import one_thread, train_stage
@@ -309,3 +312,28 @@ def test_context_is_the_whole_of_the_towers_window(recipe: Made, runs: Path) -> 
     context, _ = stage.texts.of(["red dot", ""], torch.device("cpu"))
     assert context.shape == (2, 77, 16)
     assert tokens([""], tokenizer, 77)[0].tolist() == [tokenizer.start] + 76 * [tokenizer.end]
+
+
+def test_the_bundled_model_s_row_is_what_its_recipe_trains() -> None:
+    recipe = read_recipe(Path(__file__).parents[2] / "recipes" / "bundled.toml")
+    text, vae = recipe.clip.text, recipe.autoencoder
+    assert DANQING == family_of(
+        recipe,
+        AutoencoderConfig(
+            channels=vae.channels,
+            layers=vae.layers,
+            latent_channels=vae.latent_channels,
+            groups=vae.groups,
+            scale=1.0,
+        ),
+        CLIPTextConfig(
+            vocabulary=text.vocabulary,
+            width=text.width,
+            intermediate=4 * text.width,
+            layers=text.layers,
+            heads=text.heads,
+            positions=text.positions,
+            activation="gelu",
+            end_token=text.vocabulary - 1,
+        ),
+    )
