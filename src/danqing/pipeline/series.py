@@ -1,0 +1,105 @@
+"""Many requests painted one after another: what they share is loaded and encoded once, one that fails stops no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from danqing.checkpoints.load import with_autoencoder
+from danqing.errors import DanqingError
+from danqing.families import Model
+from danqing.library.names import find
+from danqing.library.settings import Settings, load_settings
+from danqing.pipeline.models import Say, find_vae, print_note
+from danqing.pipeline.models import load as load_model
+from danqing.pipeline.paint import Progress, stream
+from danqing.prompts.encode import Cache
+from danqing.requests import Painting
+
+Load = Callable[[str | None], Model]
+"""A checkpoint by path or name; None is the default one."""
+_CHECKPOINTS = ("model", "refiner_checkpoint", "hr_checkpoint_name")
+_CACHED = 256
+"""Encoded chunks of text that are kept; one is about half a megabyte."""
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """A step of one of the requests, or its end by an error."""
+
+    index: int
+    """Of the request, from 0, in the order they were given."""
+    count: int
+    progress: Progress | None
+    error: DanqingError | None = None
+
+
+def check_files(requests: Sequence[Painting], settings: Settings | None = None) -> None:
+    """Whether all checkpoints and autoencoders that the requests name are there: known before any is painted.
+
+    Raises DanqingError for the first that is not.
+    """
+    settings = settings or load_settings()
+    named = {field: {getattr(each, field, None) for each in requests} for field in (*_CHECKPOINTS, "vae")}
+    for field, names in named.items():
+        for name in sorted(filter(None, names)):
+            find(name, "vae" if field == "vae" else "checkpoint", settings)
+
+
+def paint_all(
+    requests: Sequence[Painting],
+    model: Model | None = None,
+    *,
+    load: Load | None = None,
+    say: Say = print_note,
+    safety_checker: bool = False,
+) -> Generator[Event, None, None]:
+    """Paint all requests in their order. Closing the iterator stops after the step; what was yielded stays good.
+
+    `model` paints the requests that name none. A checkpoint is loaded (by `load`) when a request names another than
+    the one before it, an autoencoder likewise, and a prompt is encoded once: so equal ones should stand together.
+    A request that cannot be painted yields its error, and the next goes on. `say` is told everything once.
+    """
+    shared = _Shared(load or (lambda name: load_model(name, say=say)), model)
+    told: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            say(line)
+
+    for index, request in enumerate(requests):
+        try:
+            used = shared.model_for(request)
+            for progress in stream(request, used, say=once, safety_checker=safety_checker, cache=shared.cache):
+                yield Event(index, len(requests), progress)
+        except DanqingError as error:
+            yield Event(index, len(requests), None, error)
+
+
+class _Shared:
+    """The model and the autoencoder that were used last, and what its text towers made of prompts."""
+
+    def __init__(self, load: Load, given: Model | None) -> None:
+        self.load = load
+        self.given = given
+        self.name: str | None = None
+        self.base: Model | None = None
+        self.other: tuple[str, Model] | None = None
+        """The base with the autoencoder of that path in the place of its own."""
+        self.cache: Cache = {}
+
+    def model_for(self, request: Painting) -> Model:
+        if self.base is None or request.model != self.name:
+            self.base = self.other = None  # two at once might not fit in memory
+            self.cache = {}
+            self.name = request.model
+            self.base = self.given if self.given is not None and request.model is None else self.load(request.model)
+        if len(self.cache) > _CACHED:
+            self.cache = {}
+        path = find_vae(request.vae) if request.vae else None
+        if path is None or path == self.base.vae_path:
+            return self.base
+        if self.other is None or self.other[0] != path:
+            self.other = (path, with_autoencoder(self.base, path))
+        return self.other[1]
