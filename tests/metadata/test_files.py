@@ -84,7 +84,7 @@ def test_a_failure_leaves_the_old_file(image: Image.Image, tmp_path: Path, monke
 def test_suffixes() -> None:
     assert check_suffix(Path("a.PNG")) == "PNG"
     for name in ("a", "a.bmp", ".png"):
-        with pytest.raises(DanqingError, match=r"\.png, \.jpg, \.jpeg, \.webp"):
+        with pytest.raises(DanqingError, match=r"\.png, \.jpg, \.jpeg, \.webp, \.avif, \.jxl"):
             check_suffix(Path(name))
 
 

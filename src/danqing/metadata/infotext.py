@@ -1,12 +1,50 @@
-"""AUTOMATIC1111's infotext: the text under a picture that tools read back (its `create_infotext`)."""
+"""AUTOMATIC1111's infotext, written and read: the text under a picture (its `create_infotext`, `infotext_utils`).
+
+One table of entries serves both directions. Keys, order and quoting are AUTOMATIC1111's. Fields that it does not
+know follow its own, under keys made of the fields' names; it passes over them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, get_args
 
-from danqing.requests import ResolvedRequest
+from pydantic import BaseModel
+
+from danqing.errors import DanqingError
+from danqing.metadata.told import UNRECORDED, Told, build, load_json
+from danqing.requests import REQUESTS, ImageToImage, Kind, Masked, Painting, Reference, ResolvedRequest, TextToImage
 from danqing.version import __version__
+from danqing.vocabulary import DIALECT_EMPHASIS
+
+Fields = dict[str, Any]
+"""Fields of a request, and `checkpoint`, `vae_file`, `others` beside them: references as dicts."""
+
+PAIR = re.compile(r'(?<![\w \-/])[ \-/]*+(\w[\w \-/]++):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+"""A pair as AUTOMATIC1111 finds it (`re_param`): a key, a colon, a JSON string or all up to the next comma.
+
+The look-behind and the greedy parts that give nothing back change no match; without them a long line without a colon
+would take quadratic time.
+"""
+MAX_LINE = 1 << 16
+"""Characters of a line that may be the parameters."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A pair of the parameters line: how it is written of a request, and what it says of one."""
+
+    key: str
+    write: Callable[[ResolvedRequest], object]
+    """None leaves the pair out."""
+    read: Callable[[str], Fields]
+    """Nested dicts are merged with those of other entries."""
+    fields: tuple[str, ...] = ()
+    """The request's fields that this entry speaks for."""
 
 
 def quote(value: object) -> str:
@@ -18,53 +56,480 @@ def quote(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",\n:") else text
 
 
-def _pairs(resolved: ResolvedRequest) -> Iterator[tuple[str, object]]:
-    """The parameters line, in AUTOMATIC1111's fixed order; None is left out."""
+def unquote(text: str) -> str:
+    """A JSON string is what it spells; anything else is itself."""
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        try:
+            return str(json.loads(text))
+        except ValueError:
+            return text
+    return text
+
+
+def reference_text(reference: Reference, digits: int = 10) -> str:
+    """`name [hash]`, as AUTOMATIC1111 writes a checkpoint that is not the main one."""
+    return f"{reference.name} [{reference.sha256[:digits]}]" if reference.sha256 else reference.name
+
+
+def read_reference(text: str) -> Fields:
+    """`name [hash]` -> the fields of a `Reference`."""
+    match = re.fullmatch(r"(.*) \[([0-9a-f]{8,64})\]", text, re.DOTALL)
+    return {"name": match[1], "sha256": match[2]} if match else {"name": text}
+
+
+def _field(key: str, field: str, always: bool = False) -> Entry:
+    """A field as it is, left out at its default unless `always`."""
+
+    def write(resolved: ResolvedRequest) -> object:
+        value = getattr(resolved.request, field, None)
+        return value if always or value != _default(resolved.request, field) else None
+
+    return Entry(key, write, lambda text: {field: text}, (field,))
+
+
+def _hires(key: str, field: str) -> Entry:
+    plain = _field(key, field)
+    return Entry(
+        key, lambda resolved: plain.write(resolved) if _enlarges(resolved.request) else None, plain.read, plain.fields
+    )
+
+
+def _default(request: Painting, field: str) -> object:
+    info = type(request).model_fields.get(field)
+    return info.default if info else None
+
+
+def _enlarges(request: Painting) -> bool:
+    return isinstance(request, TextToImage) and request.enable_hr
+
+
+def _size(key: str, width: str, height: str, write: Callable[[Painting], bool]) -> Entry:
+    """`512x768`."""
+
+    def text_of(resolved: ResolvedRequest) -> str | None:
+        r = resolved.request
+        return f"{getattr(r, width)}x{getattr(r, height)}" if write(r) else None
+
+    def read(text: str) -> Fields:
+        match = re.fullmatch(r"(\d+)x(\d+)", text)
+        return {width: match[1], height: match[2]} if match else {}
+
+    return Entry(key, text_of, read, (width, height))
+
+
+def _name(key: str, of: Callable[[ResolvedRequest], Reference | None], target: str) -> tuple[Entry, Entry]:
+    """A model's hash and its name."""
+
+    def hashed(resolved: ResolvedRequest) -> str | None:
+        reference = of(resolved)
+        return reference.sha256[:10] if reference and reference.sha256 else None
+
+    def named(resolved: ResolvedRequest) -> str | None:
+        reference = of(resolved)
+        return reference.name if reference else None
+
+    return (
+        Entry(f"{key} hash", hashed, lambda text: {target: {"sha256": text}}),
+        Entry(key, named, lambda text: {target: {"name": text}}),
+    )
+
+
+def _model(key: str, field: str) -> Entry:
+    """A further checkpoint, by name and hash."""
+
+    def write(resolved: ResolvedRequest) -> str | None:
+        if field == "hr_checkpoint_name" and not _enlarges(resolved.request):
+            return None
+        known = resolved.others.get(field)
+        return reference_text(known) if known else getattr(resolved.request, field, None)
+
+    return Entry(key, write, lambda text: {field: text}, (field,))
+
+
+def _varied(field: str) -> Callable[[ResolvedRequest], object]:
+    return lambda resolved: getattr(resolved.request, field) if resolved.request.subseed_strength > 0 else None
+
+
+def _strength(resolved: ResolvedRequest) -> object:
     r = resolved.request
-    varied = r.subseed_strength > 0
-    resized = r.seed_resize_from_w > 0 and r.seed_resize_from_h > 0
-    checkpoint, vae = resolved.checkpoint, resolved.vae
-    yield "Steps", r.steps
-    yield "Sampler", r.sampler_name
-    yield "Schedule type", r.scheduler
-    yield "CFG scale", r.cfg_scale
-    yield "Seed", r.seed
-    yield "Size", f"{r.width}x{r.height}"
-    yield "Model hash", checkpoint.sha256[:10] if checkpoint.sha256 else None
-    yield "Model", checkpoint.name
-    yield "VAE hash", vae.sha256[:10] if vae and vae.sha256 else None
-    yield "VAE", vae.name if vae else None
-    yield "Variation seed", r.subseed if varied else None
-    yield "Variation seed strength", r.subseed_strength if varied else None
-    yield "Seed resize from", f"{r.seed_resize_from_w}x{r.seed_resize_from_h}" if resized else None
-    yield "Clip skip", r.clip_skip if (r.clip_skip or 1) > 1 else None
-    yield "ENSD", r.eta_noise_seed_delta or None
-    yield "RNG", {"cpu": "CPU", "philox": "NV", "gpu": None, None: None}[r.noise_source]
-    yield "Tiling", "True" if r.tiling == "both" else r.tiling if r.tiling != "none" else None
-    yield "Emphasis", _EMPHASIS.get(r.emphasis or "original") if set(r.prompt + r.negative_prompt) & set("([") else None
-    yield "Eta", r.eta
-    yield "Sigma churn", r.s_churn or None
-    yield "Sigma tmin", r.s_tmin or None
-    yield "Sigma tmax", r.s_tmax
-    yield "Sigma noise", r.s_noise if r.s_noise != 1 else None
-    yield "Schedule min sigma", r.sigma_min
-    yield "Schedule max sigma", r.sigma_max
-    yield "Schedule rho", r.rho
-    yield "Discard penultimate sigma", "True" if r.discard_penultimate else None
-    yield "NGMS", r.s_min_uncond or None
-    yield "Skip Early CFG", r.guidance_start or None
-    yield "CFG rescale", r.guidance_rescale or None
-    yield "Version", f"danqing {__version__}"
+    return r.denoising_strength if isinstance(r, ImageToImage) or (isinstance(r, TextToImage) and r.enable_hr) else None
 
 
-_EMPHASIS = {"no norm": "No norm", "ignore": "Ignore", "none": "None", "comfyui": "ComfyUI"}
+def _mask_weight(resolved: ResolvedRequest) -> object:
+    r = resolved.request
+    told = isinstance(r, Masked) and (r.inpainting_mask_weight != 1 or "inpaint" in resolved.family)
+    return r.inpainting_mask_weight if isinstance(r, Masked) and told else None
 
 
-def infotext(resolved: ResolvedRequest) -> str:
-    """Prompt, negative prompt and parameters in AUTOMATIC1111's three-part form."""
+_SOURCES = {"cpu": "CPU", "philox": "NV"}
+_EMPHASIS = {"original": "Original", "no norm": "No norm", "ignore": "Ignore", "none": "None", "comfyui": "ComfyUI"}
+
+
+def _emphasis(resolved: ResolvedRequest) -> str | None:
+    r = resolved.request
+    weighted = set(r.prompt + r.negative_prompt) & set("([")
+    mode = r.emphasis or DIALECT_EMPHASIS[r.dialect]
+    return _EMPHASIS[mode] if weighted and mode != DIALECT_EMPHASIS[r.dialect] else None
+
+
+def _tiling(resolved: ResolvedRequest) -> str | None:
+    tiling = resolved.request.tiling
+    return {"both": "True", "none": None}.get(tiling, tiling)
+
+
+def _loras(resolved: ResolvedRequest) -> str | None:
+    """AUTOMATIC1111's short hash of a LoRA has 12 digits."""
+    rows = [
+        f"{name.removeprefix('lora:')}: {reference.autov3[:12]}"
+        for name, reference in resolved.others.items()
+        if name.startswith("lora:") and reference.autov3
+    ]
+    return ", ".join(rows) or None
+
+
+def _read_loras(text: str) -> Fields:
+    rows = re.findall(r"(\S[^,]*?): ([0-9a-f]{6,64})(?:, |,?$)", text)
+    return {"others": {f"lora:{name}": {"name": name, "autov3": digest} for name, digest in rows}}
+
+
+def _thresholding(part: str) -> Callable[[ResolvedRequest], object]:
+    def write(resolved: ResolvedRequest) -> object:
+        values = resolved.request.dynamic_thresholding
+        if values is None:
+            return None
+        # the extension counts in per cent; decimal, so that nothing is rounded
+        return values.mimic_scale if part == "mimic_scale" else (Decimal(repr(values.percentile)) * 100).normalize()
+
+    return write
+
+
+def _per_cent(text: str) -> Fields:
+    try:
+        return {"dynamic_thresholding": {"percentile": float(Decimal(text) / 100)}}
+    except ArithmeticError:
+        return {}
+
+
+def _soft(part: str) -> Entry:
+    def write(resolved: ResolvedRequest) -> object:
+        values = getattr(resolved.request, "soft_inpainting", None)
+        return getattr(values, part) if values else None
+
+    return Entry(f"Soft inpainting {part.replace('_', ' ')}", write, lambda text: {"soft_inpainting": {part: text}})
+
+
+def _masked(field: str, told: Callable[[Any], object]) -> Callable[[ResolvedRequest], object]:
+    """Of inpainting only: what `told` says of the field's value."""
+
+    def write(resolved: ResolvedRequest) -> object:
+        return told(getattr(resolved.request, field)) if hasattr(resolved.request, field) else None
+
+    return write
+
+
+def _second_prompt(field: str, first: str) -> Callable[[ResolvedRequest], object]:
+    """The second pass's prompt, where it is not the first's."""
+
+    def write(resolved: ResolvedRequest) -> object:
+        r = resolved.request
+        text = getattr(r, field, "")
+        return text if _enlarges(r) and text and text != getattr(r, first) else None
+
+    return write
+
+
+def _padding(resolved: ResolvedRequest) -> object:
+    r = resolved.request
+    return getattr(r, "inpaint_full_res_padding", None) if getattr(r, "inpaint_full_res", False) else None
+
+
+def _upscaler(resolved: ResolvedRequest) -> object:
+    known = resolved.others.get("hr_upscaler")
+    return known.name if known else _hires("", "hr_upscaler").write(resolved)
+
+
+def _template(part: str) -> Callable[[ResolvedRequest], object]:
+    """What was asked for where styles or wildcards made the prompt: its text always, the rest where it is not empty."""
+
+    def write(resolved: ResolvedRequest) -> object:
+        template = resolved.request.template
+        value = None if template is None else getattr(template, part)
+        if part == "styles":
+            return json.dumps(value, ensure_ascii=False) if value else None
+        return value if part == "prompt" or value not in ("", "none") else None
+
+    return write
+
+
+ENTRIES: tuple[Entry, ...] = (
+    # AUTOMATIC1111's fixed order
+    _field("Steps", "steps"),
+    _field("Sampler", "sampler_name"),
+    _field("Schedule type", "scheduler"),
+    _field("CFG scale", "cfg_scale"),
+    _field("Image CFG scale", "image_cfg_scale"),
+    _field("Seed", "seed"),
+    _size("Size", "width", "height", lambda r: bool(r.width and r.height)),
+    *_name("Model", lambda resolved: resolved.checkpoint, "checkpoint"),
+    *_name("VAE", lambda resolved: resolved.vae, "vae_file"),
+    Entry("Variation seed", _varied("subseed"), lambda text: {"subseed": text}, ("subseed",)),
+    Entry(
+        "Variation seed strength",
+        _varied("subseed_strength"),
+        lambda text: {"subseed_strength": text},
+        ("subseed_strength",),
+    ),
+    _size(
+        "Seed resize from",
+        "seed_resize_from_w",
+        "seed_resize_from_h",
+        lambda r: r.seed_resize_from_w > 0 and r.seed_resize_from_h > 0,
+    ),
+    Entry("Denoising strength", _strength, lambda text: {"denoising_strength": text}, ("denoising_strength",)),
+    Entry(
+        "Conditional mask weight",
+        _mask_weight,
+        lambda text: {"inpainting_mask_weight": text},
+        ("inpainting_mask_weight",),
+    ),
+    Entry(
+        "Clip skip",
+        lambda resolved: resolved.request.clip_skip if (resolved.request.clip_skip or 1) > 1 else None,
+        lambda text: {"clip_skip": text},
+        ("clip_skip",),
+    ),
+    _field("ENSD", "eta_noise_seed_delta"),
+    Entry(
+        "RNG",
+        lambda resolved: _SOURCES.get(resolved.request.noise_source or ""),
+        lambda text: {"noise_source": {"NV": "philox"}.get(text, text)},
+        ("noise_source",),
+    ),
+    Entry("Tiling", _tiling, lambda text: {"tiling": {"True": "both", "False": "none"}.get(text, text)}, ("tiling",)),
+    # its extra keys, in the order in which its parts add them
+    Entry("Mask mode", _masked("inpainting_mask_invert", lambda on: "Inpaint not masked" if on else None),
+          lambda text: {"inpainting_mask_invert": text == "Inpaint not masked"}, ("inpainting_mask_invert",)),
+    Entry("Mask blur", _masked("mask_blur", lambda pixels: pixels), lambda text: {"mask_blur": text}, ("mask_blur",)),
+    Entry("Inpaint area", _masked("inpaint_full_res", lambda on: "Only masked" if on else None),
+          lambda text: {"inpaint_full_res": text == "Only masked"}, ("inpaint_full_res",)),
+    Entry("Masked area padding", _padding, lambda text: {"inpaint_full_res_padding": text},
+          ("inpaint_full_res_padding",)),
+    Entry("Masked content", _masked("inpainting_fill", lambda fill: None if fill == "original" else fill),
+          lambda text: {"inpainting_fill": text}, ("inpainting_fill",)),
+    _field("Noise multiplier", "initial_noise_multiplier"),
+    _field("Extra noise", "extra_noise"),
+    _model("Hires checkpoint", "hr_checkpoint_name"),
+    _hires("Hires sampler", "hr_sampler_name"),
+    Entry("Hires prompt", _second_prompt("hr_prompt", "prompt"), lambda text: {"hr_prompt": text}, ("hr_prompt",)),
+    Entry("Hires negative prompt", _second_prompt("hr_negative_prompt", "negative_prompt"),
+          lambda text: {"hr_negative_prompt": text}, ("hr_negative_prompt",)),
+    _hires("Hires schedule type", "hr_scheduler"),
+    _hires("Hires CFG Scale", "hr_cfg"),
+    Entry(
+        "Hires upscale",
+        lambda resolved: getattr(resolved.request, "hr_scale", None) if _by_scale(resolved.request) else None,
+        lambda text: {"hr_scale": text, "enable_hr": True},
+        ("hr_scale", "enable_hr"),
+    ),
+    _size("Hires resize", "hr_resize_x", "hr_resize_y", lambda r: _enlarges(r) and not _by_scale(r)),
+    _hires("Hires steps", "hr_second_pass_steps"),
+    Entry("Hires upscaler", _upscaler, lambda text: {"hr_upscaler": text}, ("hr_upscaler",)),
+    _model("Refiner", "refiner_checkpoint"),
+    _field("Refiner switch at", "refiner_switch_at"),
+    Entry("Lora hashes", _loras, _read_loras),
+    Entry("Emphasis", _emphasis, lambda text: {"emphasis": text}, ("emphasis",)),
+    _field("Eta", "eta"),
+    Entry("Eta DDIM", lambda resolved: None, lambda text: {"eta": text}),
+    _field("Sigma churn", "s_churn"),
+    _field("Sigma tmin", "s_tmin"),
+    _field("Sigma tmax", "s_tmax"),
+    _field("Sigma noise", "s_noise"),
+    _field("Schedule min sigma", "sigma_min"),
+    _field("Schedule max sigma", "sigma_max"),
+    _field("Schedule rho", "rho"),
+    _field("Discard penultimate sigma", "discard_penultimate"),
+    _field("NGMS", "s_min_uncond"),
+    _field("Skip Early CFG", "guidance_start"),
+    _field("CFG rescale", "guidance_rescale"),
+    Entry("Soft inpainting enabled", _masked("soft_inpainting", lambda values: values and True),
+          lambda text: {"soft_inpainting": {}} if text == "True" else {}, ("soft_inpainting",)),
+    *(_soft(part) for part in ("schedule_bias", "preservation_strength", "transition_contrast_boost",
+                               "mask_influence", "difference_threshold", "difference_contrast")),
+    Entry("Dynamic thresholding enabled", lambda resolved: resolved.request.dynamic_thresholding and True,
+          lambda text: {"dynamic_thresholding": {}} if text == "True" else {}, ("dynamic_thresholding",)),
+    Entry("Mimic scale", _thresholding("mimic_scale"), lambda text: {"dynamic_thresholding": {"mimic_scale": text}}),
+    Entry("Threshold percentile", _thresholding("percentile"), _per_cent),
+    # The extension Dynamic Prompts writes the first two.
+    Entry("Template", _template("prompt"), lambda text: {"template": {"prompt": text}}, ("template",)),
+    Entry("Negative Template", _template("negative_prompt"), lambda text: {"template": {"negative_prompt": text}}),
+    Entry("Template styles", _template("styles"), lambda text: {"template": {"styles": load_json(text, "styles")}}),
+    Entry("Template dynamic", _template("dynamic"), lambda text: {"template": {"dynamic": text}}),
+)  # fmt: skip
+
+
+def _by_scale(request: Painting) -> bool:
+    return isinstance(request, TextToImage) and request.enable_hr and not (request.hr_resize_x or request.hr_resize_y)
+
+
+ELSEWHERE = ("prompt", "negative_prompt", "batch_size", "n_iter", "model", "vae")
+"""Fields that no pair speaks for: the prompts stand above, a picture is alone, models are told by name and hash."""
+
+
+def _own(name: str, annotation: object) -> Entry:
+    """A field that AUTOMATIC1111 does not know, under its own name; what is no plain value as JSON."""
+
+    def write(resolved: ResolvedRequest) -> object:
+        value = getattr(resolved.request, name, None)
+        if value is None or value == _default(resolved.request, name):
+            return None
+        if name in ("original_width", "target_width", "original_height", "target_height"):
+            return value if value != getattr(resolved.request, name.partition("_")[2]) else None  # as resolve fills it
+        if isinstance(value, Reference):
+            return reference_text(value, 64)
+        if isinstance(value, BaseModel | tuple):
+            return json.dumps(resolved.request.model_dump(mode="json", include={name})[name], ensure_ascii=False)
+        return value
+
+    pictures, structured = _holds(annotation, Reference), _holds(annotation, BaseModel) or _holds(annotation, tuple)
+
+    def read(text: str) -> Fields:
+        if pictures and name in ("image", "mask", "subimage"):
+            return {name: read_reference(text)}
+        return {name: load_json(text, name) if structured else text}
+
+    return Entry(name.replace("_", " ").capitalize(), write, read, (name,))
+
+
+def _holds(annotation: object, kind: type) -> bool:
+    """Whether a type is `kind` or has it within."""
+    if isinstance(annotation, type) and issubclass(annotation, kind):
+        return True
+    return getattr(annotation, "__origin__", None) is kind or any(_holds(part, kind) for part in get_args(annotation))
+
+
+def _own_entries() -> Iterator[Entry]:
+    known = {field for entry in ENTRIES for field in entry.fields} | set(ELSEWHERE)
+    for cls in REQUESTS.values():
+        for name, info in cls.model_fields.items():
+            if name not in known:
+                known.add(name)
+                yield _own(name, info.annotation)
+
+
+OWN_ENTRIES: tuple[Entry, ...] = tuple(_own_entries())
+VERSION = "danqing "
+
+
+def infotext(resolved: ResolvedRequest, more: Mapping[str, str] | None = None) -> str:
+    """Prompt, negative prompt and parameters in AUTOMATIC1111's three-part form; `more` pairs stand before the last."""
     request = resolved.request
-    line = ", ".join(f"{key}: {quote(value)}" for key, value in _pairs(resolved) if value is not None)
-    parts = [request.prompt]
-    if request.negative_prompt:
-        parts.append(f"Negative prompt: {request.negative_prompt}")
-    return "\n".join([*parts, line])
+    pairs = [(entry.key, entry.write(resolved)) for entry in (*ENTRIES, *OWN_ENTRIES)]
+    pairs += [*(more or {}).items(), ("Version", VERSION + __version__)]
+    line = ", ".join(f"{key}: {quote(value)}" for key, value in pairs if value is not None)
+    negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
+    return f"{request.prompt}{negative}\n{line}".strip()
+
+
+def parse(text: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt, and the pairs of the parameters line, as AUTOMATIC1111 tells them apart.
+
+    The last line is parameters if it holds three pairs. A line that begins `Negative prompt:` begins the negative
+    prompt. Lines lose the blanks at their ends.
+    """
+    *lines, last = text.strip().split("\n")
+    pairs = PAIR.findall(last) if len(last) <= MAX_LINE else []
+    if len(pairs) < 3:
+        lines, pairs = [*lines, last], []
+    sides: list[list[str]] = [[], []]
+    side = 0
+    for line in map(str.strip, lines):
+        if line.startswith("Negative prompt:"):
+            side, line = 1, line[len("Negative prompt:") :].strip()
+        if line or sides[side]:  # blank lines before the text are lost
+            sides[side].append(line)
+    return "\n".join(sides[0]), "\n".join(sides[1]), {key: unquote(value) for key, value in pairs}
+
+
+def read_infotext(text: str) -> Told:
+    """The request of an infotext, Danqing's, AUTOMATIC1111's, Forge's or of a tool that follows them.
+
+    Raises DanqingError where the text holds no parameters.
+    """
+    prompt, negative_prompt, pairs = parse(text)
+    if not pairs:
+        raise DanqingError("the text is no infotext: its last line holds no 'Steps: 20, Sampler: ...'")
+    own = pairs.get("Version", "").startswith(VERSION)
+    entries = {entry.key: entry for entry in (*ENTRIES, *(OWN_ENTRIES if own else ()))}
+    fields: Fields = {"prompt": prompt, "negative_prompt": negative_prompt}
+    notes: list[str] = []
+    for key, value in pairs.items():
+        if key in entries:
+            _merge(fields, entries[key].read(value))
+        elif key not in _UNIMPORTANT:
+            notes.append(f"'{key}: {value[:60]}' has no counterpart here and is left out")
+    kind = _kind(pairs)
+    _fill(fields, pairs, kind, own)
+    if "hypernet" in prompt or "Hypernet" in pairs:
+        notes.append("hypernetworks are left out")
+    checkpoint, vae = fields.pop("checkpoint", None), fields.pop("vae_file", None)
+    others = {name: Reference(**values) for name, values in fields.pop("others", {}).items()}
+    return Told(
+        "Danqing" if own else _tool(pairs),
+        build(kind, fields, notes),
+        Reference(**{"name": "", **checkpoint}) if checkpoint else None,
+        Reference(**{"name": "", **vae}) if vae else None,
+        others,
+        tuple(notes),
+    )
+
+
+_UNIMPORTANT = ("Version", "User", "TI hashes", "Hashes", "Init image hash", "Hypernet", "Hypernet strength",
+                "Hypernet hash", "Template", "Negative Template", "Civitai resources", "Civitai metadata", "Script",
+                *(f"{part}{axis} {what}" for axis in "XYZ" for part, what in
+                  (("", "Type"), ("", "Values"), ("Fixed ", "Values"))))  # fmt: skip
+
+
+def _merge(fields: Fields, more: Mapping[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, dict) and isinstance(fields.get(name), dict):
+            _merge(fields[name], value)
+        else:
+            fields[name] = value
+
+
+def _kind(pairs: Mapping[str, str]) -> Kind:
+    if pairs.keys() & {"Left", "Right", "Up", "Down"}:
+        return "outpaint"
+    if pairs.keys() & {"Mask blur", "Mask mode", "Inpaint area", "Masked content", "Masked area padding"}:
+        return "inpaint"
+    enlarged = pairs.keys() & {"Hires upscale", "Hires resize", "Hires upscaler", "Hires steps", "First pass size"}
+    return "img2img" if "Denoising strength" in pairs and not enlarged else "txt2img"
+
+
+def _fill(fields: Fields, pairs: Mapping[str, str], kind: Kind, own: bool) -> None:
+    """What a missing pair says, and what follows from the kind."""
+    if own:
+        fields.setdefault("noise_source", "gpu")
+        fields.setdefault("clip_skip", "1")
+        fields.setdefault("emphasis", DIALECT_EMPHASIS[fields.get("dialect", "danqing")])
+    else:
+        fields.setdefault("dialect", "a1111")
+        if kind == "inpaint":
+            fields["mask"] = UNRECORDED
+    if kind in ("inpaint", "outpaint"):
+        fields.setdefault("inpainting_fill", "original")
+    if kind == "outpaint":
+        fields.pop("width", None), fields.pop("height", None)
+    if kind == "txt2img":
+        if pairs.keys() & {"Hires upscale", "Hires resize", "Hires upscaler", "Hires steps"}:
+            fields["enable_hr"] = True
+        else:
+            fields.pop("denoising_strength", None)
+
+
+def _tool(pairs: Mapping[str, str]) -> str:
+    version = pairs.get("Version", "")
+    for mark, tool in (("Fooocus", "Fooocus"), ("ComfyUI", "ComfyUI"), ("f", "Forge"), ("neo", "Forge")):
+        if version.startswith(mark):
+            return tool
+    return "AUTOMATIC1111"
