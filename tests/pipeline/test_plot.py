@@ -53,9 +53,9 @@ def test_the_dearest_axis_is_the_outermost(tiny: Model, tmp_path: Path) -> None:
     for name in ("one", "two"):
         save(tiny, tmp_path / f"{name}.safetensors", layout="ldm")
     files = [str(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
-    plot = xyz(asked(seed=1), f"Checkpoint name={','.join(files)}", "Steps=1,2", "Seed=1,2")
+    plot = xyz(asked(seed=1), f"Checkpoint name={','.join(files)}", "Seed=1,2")
     order = [cell.requests[0].model for cell in plot.cells]
-    assert order == [files[0]] * 4 + [files[1]] * 4
+    assert order == [files[0]] * 2 + [files[1]] * 2
     loads: list[str | None] = []
 
     def load(name: str | None) -> Model:
@@ -64,7 +64,7 @@ def test_the_dearest_axis_is_the_outermost(tiny: Model, tmp_path: Path) -> None:
 
     pictures = {event.cell.place for event in paint_plot(plot, load=load) if event.progress}
     assert loads == files
-    assert len(pictures) == 8
+    assert len(pictures) == 4
     assert plot.columns == ("one.safetensors", "two.safetensors")
 
 
@@ -73,7 +73,8 @@ def test_the_dearest_axis_is_the_outermost(tiny: Model, tmp_path: Path) -> None:
     [
         ("Stps=1", "unknown; did you mean"),
         ("Steps=0", "axis Steps: steps: should be greater"),
-        ("Steps=", "axis Steps: steps: should be a valid integer"),
+        ("Steps=", "axis Steps: it has no values"),
+        ("Steps=x", "axis Steps: steps: should be a valid integer"),
         ("Sampler=Eulr", "sampler 'Eulr' is unknown; did you mean Euler"),
         ("Prompt S/R=dog,fox", "'dog' is in neither prompt"),
         ("Prompt order=red,dog", "'dog' is not in the prompt"),
@@ -90,7 +91,7 @@ def test_what_is_wrong_is_told_before_painting(
     axis: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DANQING_HOME", str(tmp_path))
-    with pytest.raises(DanqingError, match=message.replace("(", r"\(").replace("<", "<")) as error:
+    with pytest.raises(DanqingError, match=message) as error:
         xyz(asked(), "Steps=1,2", axis)
     assert "\n" not in str(error.value)
 

@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from danqing.cli import config, dataset, evaluate, files, paint, prompt, train
+from danqing.cli import config, dataset, evaluate, files, paint, plot, prompt, train
 from danqing.errors import DanqingError
 from danqing.runtime.allocator import keep_memory
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 paint.register(app)
+plot.register(app)
 prompt.register(app)
 files.register(app)
 train.register(app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -19,6 +20,7 @@ from danqing.pipeline.models import Say, print_note
 from danqing.pipeline.paint import Progress
 from danqing.pipeline.picture import Picture, grid
 from danqing.pipeline.series import Load, check_files, paint_all
+from danqing.prompts.lines import read_lines
 from danqing.requests import MAX_SEED, Painting, read
 
 Place = tuple[int, int, int]
@@ -163,6 +165,37 @@ def matrix(
     check_files([each for cell in cells for each in cell.requests], settings)
     columns, rows = _subsets(options[:across]), _subsets(options[across:])
     return Plot(tuple(cells), columns, rows, script={"Script": "Prompt matrix"})
+
+
+def from_file(
+    request: Painting,
+    path: Path,
+    *,
+    iterate_seeds: bool = False,
+    say: Say = print_note,
+    settings: Settings | None = None,
+) -> Plot:
+    """Each line of the file (`prompts.lines`) painted, with what else the request asks for; a column for each line.
+
+    Seeds that are unset are drawn for each line; with `iterate_seeds` they count on from line to line.
+    Raises DanqingError with the line's number for what is wrong in it.
+    """
+    known = [name for name in type(request).model_fields if name != "template"]
+    rows, notes = read_lines(path, known)
+    for note in notes:
+        say(note)
+    given = (fix_seeds(request) if iterate_seeds else request).model_dump(exclude_unset=True)
+    cells: list[Cell] = []
+    painted = 0
+    for index, row in enumerate(rows):
+        counted = {"seed": given["seed"] + painted} if iterate_seeds else {}
+        asked = read(type(request), {**given, **counted, **row})
+        painted += asked.batch_size * asked.n_iter
+        cells.append(Cell((index, 0, 0), expand(asked, settings)))
+    check_files([each for cell in cells for each in cell.requests], settings)
+    labels = tuple(" ".join(f"{name}: {value}" for name, value in row.items() if name != "prompt") for row in rows)
+    titles = tuple(", ".join(filter(None, (row.get("prompt", ""), label))) for row, label in zip(rows, labels))
+    return Plot(tuple(cells), titles, ("",), script={"Script": "Prompts from file or textbox"})
 
 
 def _subsets(options: Sequence[str]) -> tuple[Label, ...]:

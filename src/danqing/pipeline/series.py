@@ -18,7 +18,7 @@ from danqing.requests import Painting
 
 Load = Callable[[str | None], Model]
 """A checkpoint by path or name; None is the default one."""
-_CHECKPOINTS = ("model", "refiner_checkpoint", "hr_checkpoint_name")
+_OTHERS = ("refiner_checkpoint", "hr_checkpoint_name")
 _CACHED = 256
 """Encoded chunks of text that are kept; one is about half a megabyte."""
 
@@ -40,7 +40,7 @@ def check_files(requests: Sequence[Painting], settings: Settings | None = None) 
     Raises DanqingError for the first that is not.
     """
     settings = settings or load_settings()
-    named = {field: {getattr(each, field, None) for each in requests} for field in (*_CHECKPOINTS, "vae")}
+    named = {field: {getattr(each, field, None) for each in requests} for field in ("model", *_OTHERS, "vae")}
     for field, names in named.items():
         for name in sorted(filter(None, names)):
             find(name, "vae" if field == "vae" else "checkpoint", settings)
@@ -71,7 +71,10 @@ def paint_all(
     for index, request in enumerate(requests):
         try:
             used = shared.model_for(request)
-            for progress in stream(request, used, say=once, safety_checker=safety_checker, cache=shared.cache):
+            others = shared.others_for(request)
+            for progress in stream(
+                request, used, say=once, safety_checker=safety_checker, cache=shared.cache, models=others
+            ):
                 yield Event(index, len(requests), progress)
         except DanqingError as error:
             yield Event(index, len(requests), None, error)
@@ -87,7 +90,16 @@ class _Shared:
         self.base: Model | None = None
         self.other: tuple[str, Model] | None = None
         """The base with the autoencoder of that path in the place of its own."""
+        self.others: dict[str, Model] = {}
         self.cache: Cache = {}
+
+    def others_for(self, request: Painting) -> dict[str, Model]:
+        """The refiner and the model of the second pass, by name, kept while requests go on naming them."""
+        names = {getattr(request, field, None) for field in _OTHERS}
+        self.others = {name: model for name, model in self.others.items() if name in names}
+        for name in names - {None} - self.others.keys():
+            self.others[str(name)] = self.load(name)
+        return self.others
 
     def model_for(self, request: Painting) -> Model:
         if self.base is None or request.model != self.name:
