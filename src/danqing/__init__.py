@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from danqing.pipeline.paint import stream as stream
     from danqing.pipeline.picture import Picture as Picture
     from danqing.pipeline.picture import grid as grid
+    from danqing.pipeline.replay import replay as replay
     from danqing.requests import ResolvedRequest as ResolvedRequest
     from danqing.requests import TextToImage as TextToImage
 
@@ -36,6 +37,7 @@ _HOMES = {
     "grid": "danqing.pipeline.picture",
     "load": "danqing.pipeline.models",
     "paint": "danqing.pipeline.paint",
+    "replay": "danqing.pipeline.replay",
     "stream": "danqing.pipeline.paint",
 }
 __all__ = [*_HOMES, "__version__"]

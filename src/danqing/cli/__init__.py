@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from danqing.cli import config, dataset, evaluate, files, paint, plot, prompt, train
+from danqing.cli import config, dataset, evaluate, files, metadata, paint, plot, prompt, train
 from danqing.errors import DanqingError
 from danqing.runtime.allocator import keep_memory
 
@@ -25,6 +25,7 @@ paint.register(app)
 plot.register(app)
 prompt.register(app)
 files.register(app)
+metadata.register(app)
 train.register(app)
 dataset.register(app)
 evaluate.register(app)

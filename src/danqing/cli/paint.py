@@ -40,7 +40,7 @@ def txt2img(
             "--output",
             "-o",
             metavar="PATH",
-            help="a picture's name (.png, .jpg, .webp), or a folder",
+            help="a picture's name (.png, .jpg, .webp, .avif, .jxl), a folder, or a pattern: [date]/[seed].png",
             rich_help_panel=FILES,
         ),
     ] = None,
@@ -85,10 +85,13 @@ def txt2img(
     ] = False,
     **fields: str | None,
 ) -> None:
+    from dataclasses import replace
+
     from danqing.cli.show import finishing_on_interrupt, progress_bar, say
     from danqing.library.settings import load_settings
     from danqing.pipeline.models import load
-    from danqing.pipeline.outputs import check_output, grid_path, parse_size, picture_path
+    from danqing.pipeline.naming import Job
+    from danqing.pipeline.outputs import check_output, grid_path, parse_size, write_picture
     from danqing.pipeline.paint import stream
     from danqing.pipeline.picture import Picture
     from danqing.pipeline.picture import grid as make_grid
@@ -101,12 +104,11 @@ def txt2img(
         given |= parse_size(size)
     request = read(TextToImage, given)
     settings = load_settings()
-    check_output(output, settings.output_folder)
-    with_metadata = settings.write_metadata if metadata is None else metadata
+    check_output(output, settings)
     loaded = load(
         request.model, vae=request.vae, device=device, dtype=dtype, prediction=prediction_type, ema=ema, say=say
     )
-    total = request.batch_size * request.n_iter
+    job = Job()
     written: list[Path] = []
     pictures: list[Picture] = []
     try:
@@ -116,17 +118,24 @@ def txt2img(
             for event in events:
                 bar.update(task, total=event.batches * event.steps, completed=event.batch * event.steps + event.step)
                 for picture in event.pictures:
-                    seed = picture.resolved.request.seed or 0
-                    path = picture_path(output, settings.output_folder, seed, len(pictures), total, overwrite)
-                    written.append(picture.save(path, metadata=with_metadata))
                     pictures.append(picture)
+                    job = replace(
+                        job,
+                        index=len(pictures) - 1,
+                        batch_size=len(event.pictures),
+                        n_iter=event.batches,
+                        first_seed=pictures[0].resolved.request.seed,
+                    )
+                    written.append(
+                        write_picture(picture, output, settings, job, overwrite=overwrite, metadata=metadata)
+                    )
                 if asked:
                     events.close()
                     break
         if grid and pictures:
             sheet = Picture(make_grid([p.image for p in pictures]), pictures[0].resolved, pictures[0].hashes)
             path = grid_path(output, written[0])
-            written.append(sheet.save(path, metadata=with_metadata, overwrite=overwrite))
+            written.append(write_picture(sheet, path, settings, Job(), overwrite=overwrite, metadata=metadata))
     finally:
         for path in written:
             typer.echo(f"wrote {path}")

@@ -37,6 +37,12 @@ class Settings(BaseModel):
         None, description="checkpoint where a command names none; unset is the bundled model"
     )
     output_folder: Path = Field(Path("outputs"), description="where pictures go that no command places")
+    output_pattern: str = Field(
+        "[seed]", description="names of these pictures, with folders: [date]/[seed]-[prompt_words]"
+    )
+    output_format: Literal["png", "jpg", "webp", "avif", "jxl"] = Field("png", description="format of these pictures")
+    picture_quality: int = Field(95, ge=1, le=100, description="of JPEG and AVIF, and of WebP and JPEG XL with loss")
+    picture_lossless: bool = Field(True, description="whether WebP and JPEG XL are written without loss")
     device: str = Field("auto", description="where networks run")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="precision of networks")
     write_metadata: bool = Field(True, description="whether pictures say how they were made")

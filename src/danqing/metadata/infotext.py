@@ -126,7 +126,7 @@ def _name(key: str, of: Callable[[ResolvedRequest], Reference | None], target: s
 
     def named(resolved: ResolvedRequest) -> str | None:
         reference = of(resolved)
-        return reference.name if reference else None
+        return (reference.name or None) if reference else None
 
     return (
         Entry(f"{key} hash", hashed, lambda text: {target: {"sha256": text}}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -10,9 +11,9 @@ from danqing.errors import DanqingError
 from danqing.metadata.comfyui import read_comfyui
 from danqing.metadata.files import RECORD_KEY, PictureFile
 from danqing.metadata.foreign import read_fooocus, read_invokeai, read_invokeai_2, read_novelai
-from danqing.metadata.infotext import read_infotext
+from danqing.metadata.infotext import infotext, read_infotext
 from danqing.metadata.told import Told, load_object
-from danqing.requests import ResolvedRequest
+from danqing.requests import Reference, ResolvedRequest, kind_of
 
 Texts = Mapping[str, str]
 
@@ -71,3 +72,30 @@ def tell(file: PictureFile) -> Told:
     if problems:
         raise DanqingError(f"{file.path}: its metadata cannot be read: {'; '.join(problems)}")
     raise DanqingError(f"{file.path}: the picture does not say how it was made; it carries no metadata of a known tool")
+
+
+def as_dict(told: Told) -> dict[str, Any]:
+    """What is known, for programs: Danqing's record as it is, else tool, request, files and notes."""
+    if told.resolved is not None:
+        return {"tool": told.tool, **told.resolved.model_dump(mode="json", exclude_none=True)}
+    files = {"checkpoint": told.checkpoint, "vae": told.vae}
+    return {
+        "tool": told.tool,
+        "kind": kind_of(told.request),
+        "request": told.request.model_dump(mode="json", exclude_unset=True),
+        **{name: file.model_dump(exclude_none=True) for name, file in files.items() if file is not None},
+        "others": {name: file.model_dump(exclude_none=True) for name, file in told.others.items()},
+        "notes": list(told.notes),
+    }
+
+
+def as_infotext(told: Told) -> str:
+    """The request as AUTOMATIC1111 would write it, of a picture that carries no infotext."""
+    resolved = told.resolved or ResolvedRequest(
+        request=told.request,
+        family="",
+        checkpoint=told.checkpoint or Reference(name=""),
+        vae=told.vae,
+        others=told.others,
+    )
+    return infotext(resolved)
