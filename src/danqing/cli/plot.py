@@ -102,7 +102,7 @@ def plot(
     from danqing.library.settings import load_settings
     from danqing.pipeline import plot as plots
     from danqing.pipeline.models import load
-    from danqing.pipeline.outputs import check_output, parse_size
+    from danqing.pipeline.outputs import check_output, names_picture, parse_size
     from danqing.requests import read
     from danqing.vocabulary import choose
 
@@ -116,7 +116,7 @@ def plot(
     given |= {} if size is None else parse_size(size)
     request = read(REQUESTS[choose("kind", kind, list(REQUESTS))], given)
     settings = load_settings()
-    check_output(output, settings.output_folder)
+    check_output(output, settings)
     if prompts_file is not None:
         made = plots.from_file(request, prompts_file, iterate_seeds=iterate_seeds, say=say)
     elif matrix or matrix_negative:
@@ -125,20 +125,28 @@ def plot(
         made = plots.xyz(request, x, y, z, fixed_seeds=not random_seeds, vary_seeds=vary_seeds)
     loading = partial(load, device=device, dtype=dtype, say=say)
     with_metadata = settings.write_metadata if metadata is None else metadata
-    _paint(made, loading, output or settings.output_folder, overwrite, with_metadata, legend, margin)
+    output = output or settings.output_folder
+    target = output if names_picture(output) else output / f"plot.{settings.output_format}"
+    quality = {"quality": settings.picture_quality, "lossless": settings.picture_lossless}
+    _paint(made, loading, target, overwrite, with_metadata, quality, legend, margin)
 
 
 def _paint(
-    made: Plot, loading: Any, output: Path, overwrite: bool, with_metadata: bool, legend: bool, margin: int
+    made: Plot,
+    loading: Any,
+    target: Path,
+    overwrite: bool,
+    with_metadata: bool,
+    quality: dict[str, Any],
+    legend: bool,
+    margin: int,
 ) -> None:
     """Paint and write each picture as it comes; then the grid of all there are."""
     from danqing.cli.show import finishing_on_interrupt, progress_bar, say
     from danqing.metadata import files
-    from danqing.pipeline.outputs import names_picture
     from danqing.pipeline.picture import Picture
     from danqing.pipeline.plot import Place, paint_plot, sheet, sheet_infotext
 
-    target = output if names_picture(output) else output / "plot.png"
     target = target if overwrite else files.free_name(target)
     pictures: dict[Place, list[Picture]] = {}
     errors: list[DanqingError] = []
@@ -161,7 +169,8 @@ def _paint(
                         found.append(picture)
                         name = "-".join([target.stem, *_numbers(made, event.cell.place, len(found))])
                         path = target.with_name(name + target.suffix)
-                        typer.echo(f"wrote {picture.save(path, metadata=with_metadata, overwrite=overwrite)}")
+                        path = picture.save(path, metadata=with_metadata, overwrite=overwrite, **quality)
+                        typer.echo(f"wrote {path}")
                 if asked:
                     events.close()
                     break
@@ -170,7 +179,7 @@ def _paint(
             images = {place: [picture.image for picture in found] for place, found in pictures.items()}
             grid = sheet(made, images, legend=legend, margin=margin, note=say)
             first = pictures[min(pictures, key=lambda place: place[::-1])][0]
-            files.save(grid, target, sheet_infotext(made, first) if with_metadata else None, None)
+            files.save(grid, target, sheet_infotext(made, first) if with_metadata else None, None, **quality)
             typer.echo(f"wrote {target}")
     if asked:
         raise typer.Exit(130)
