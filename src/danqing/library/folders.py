@@ -31,6 +31,8 @@ Kind = Literal[
     "ip_adapter",
     "clip_vision",
     "upscaler",
+    "face_restorer",
+    "face_detector",
     "other",
     "unknown",
 ]
@@ -40,6 +42,8 @@ Source = Literal["AUTOMATIC1111", "Forge", "ComfyUI", "Hub", "Danqing", "folder"
 """Whose layout the entry was found in."""
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+_OF_KIND: dict[Kind, tuple[str, ...]] = {"face_detector": (*SUFFIXES, ".onnx")}
+"""What else is a model in the folders of a kind."""
 
 # Folder names in lower case, as AUTOMATIC1111, Forge, their extensions, and ComfyUI have them.
 _KIND_OF_FOLDER: dict[str, Kind] = {
@@ -74,8 +78,11 @@ _KIND_OF_FOLDER: dict[str, Kind] = {
     "vae-approx": "other",
     "vae_approx": "other",
     "controlnetpreprocessor": "other",
-    "gfpgan": "other",
-    "codeformer": "other",
+    "gfpgan": "face_restorer",
+    "codeformer": "face_restorer",
+    "facerestore_models": "face_restorer",
+    "facedetection": "face_detector",
+    "face_detectors": "face_detector",
     "deepbooru": "other",
     "blip": "other",
     "karlo": "other",
@@ -100,6 +107,8 @@ OWN_FOLDER: dict[Kind, str] = {
     "ip_adapter": "ipadapter",
     "clip_vision": "clip_vision",
     "upscaler": "upscale_models",
+    "face_restorer": "facerestore_models",
+    "face_detector": "face_detectors",
     "other": "other",
     "unknown": "other",
 }
@@ -269,7 +278,7 @@ def _walk(base: Path, source: Source, kind: Kind) -> Iterator[Entry]:
                     told = _KIND_OF_FOLDER.get(name.lower())
                     below = "" if kind == "unknown" and told else f"{prefix}{name}/"
                     pending.append((folder / name, below, told or kind if kind == "unknown" else kind))
-            elif name.lower().endswith(SUFFIXES) and whole in (None, "checkpoint"):
+            elif name.lower().endswith(_OF_KIND.get(kind, SUFFIXES)) and whole in (None, "checkpoint"):
                 yield Entry(_by_name(name) or kind, prefix + name, folder / name, source)
 
 

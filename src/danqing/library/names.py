@@ -100,7 +100,7 @@ def _by_revision(text: str, settings: Settings) -> Entry | None:
 
 def _forms() -> tuple[Callable[[str], str], ...]:
     def bare(name: str) -> str:
-        return next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name)
+        return next((name[: -len(end)] for end in (*SUFFIXES, ".onnx") if name.lower().endswith(end)), name)
 
     return (
         lambda name: name,
