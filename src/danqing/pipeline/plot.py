@@ -235,10 +235,17 @@ def sheet(
     A cell of several pictures shows them as a grid of its own; one without any stays white. `note` is told what is
     not as it should be. Raises DanqingError where there is no picture at all.
     """
+    told: set[str] = set()
+
+    def once(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            note(line)
+
     across, down = len(plot.columns), len(plot.rows)
     places = [(x, y, z) for z in range(len(plot.sheets)) for y in range(down) for x in range(across)]
     found = [pictures.get(place) or () for place in places]
-    images = shrunk([each[0] if len(each) == 1 else grid(each) if each else None for each in found], note)
+    images = shrunk([each[0] if len(each) == 1 else grid(each) if each else None for each in found], once)
     known = next((image for image in images if image is not None), None)
     if known is None:
         raise DanqingError("plot: nothing was painted, so that there is no grid")
@@ -248,7 +255,7 @@ def sheet(
         if not any(cells):
             cells[0] = Image.new("RGB", known.size, (255, 255, 255))
         labels = (plot.columns, plot.rows) if legend else ([""] * across, [""] * down)
-        sheets.append(labelled(cells, *labels, title=title if legend else "", margin=margin, note=note))
+        sheets.append(labelled(cells, *labels, title=title if legend else "", margin=margin, note=once))
     return beside(sheets, margin)
 
 
