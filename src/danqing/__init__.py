@@ -23,13 +23,19 @@ if TYPE_CHECKING:
     from danqing.pipeline.picture import Picture as Picture
     from danqing.pipeline.picture import grid as grid
     from danqing.pipeline.replay import replay as replay
+    from danqing.requests import ImageToImage as ImageToImage
+    from danqing.requests import Inpaint as Inpaint
+    from danqing.requests import Outpaint as Outpaint
     from danqing.requests import ResolvedRequest as ResolvedRequest
     from danqing.requests import TextToImage as TextToImage
 
 # Where each name lives: torch and the rest are imported when a name is first used.
 _HOMES = {
     "DanqingError": "danqing.errors",
+    "ImageToImage": "danqing.requests",
+    "Inpaint": "danqing.requests",
     "Model": "danqing.families",
+    "Outpaint": "danqing.requests",
     "Picture": "danqing.pipeline.picture",
     "Progress": "danqing.pipeline.paint",
     "ResolvedRequest": "danqing.requests",

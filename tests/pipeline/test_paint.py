@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import danqing
 from danqing.errors import DanqingError
 from danqing.families import Model
-from danqing.pipeline import paint as pipeline
+from danqing.pipeline import run as pipeline
 from danqing.pipeline.paint import stream
 from danqing.pipeline.picture import Picture
 from danqing.requests import TextToImage

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from danqing.families import Model
 from danqing.models.conditioning import Conditioning
-from danqing.pipeline.paint import Run, prepare
+from danqing.pipeline.run import Run, prepare
 from danqing.pipeline.resolve import resolve
 from danqing.requests import Reference, ResolvedRequest, TextToImage, read
 from danqing.runtime.memory import Plan

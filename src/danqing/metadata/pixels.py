@@ -6,16 +6,13 @@ import hashlib
 
 from PIL import Image
 
-_MODES = {"L": "RGB", "RGB": "RGB", "RGBA": "RGBA"}
-
 
 def pixels_sha256(image: Image.Image) -> str:
     """SHA-256 of the size and the RGB (with transparency RGBA) values, row by row: 64 hexadecimal digits.
 
     The same for a PNG, a WebP without loss, and the picture in memory; metadata has no part in it.
     """
-    transparent = image.has_transparency_data
-    mode = "RGBA" if transparent else _MODES.get(image.mode, "RGB")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
     return hashlib.sha256(f"{mode} {image.width}x{image.height}\n".encode() + image.tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Latents to pictures."""
+"""Latents to pictures, and pictures to latents."""
 
 from __future__ import annotations
 
@@ -27,6 +27,33 @@ def decode(autoencoder: Autoencoder, latents: Tensor, *, tile: int | None, note:
 
     def run() -> Tensor:
         return autoencoder.decode(latents) if tile is None else autoencoder.decode_tiled(latents, tile, OVERLAP)
+
+    def told(module: str, part: str) -> None:
+        note(f"the autoencoder's {module} was not finite: {part} ran in float32")
+
+    return guarded(autoencoder, run, told, "autoencoder")
+
+
+@torch.no_grad()
+def encode(
+    autoencoder: Autoencoder,
+    pixels: Tensor,
+    *,
+    tile: int | None,
+    note: Callable[[str], None],
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Pixels (1, 3, H, W) in [-1, 1] of one picture -> latents (1, C, h, w) float32 in model space.
+
+    The likeliest ones, or with `noise` of their shape (as diffusers' pipelines do) drawn from their distribution.
+    `tile`, `note` and errors are those of `decode`.
+    """
+    pixels = pixels.to(next(autoencoder.parameters()).device)
+
+    def run() -> Tensor:
+        whole = tile is None or max(pixels.shape[-2:]) <= tile * autoencoder.config.downscale
+        posterior = autoencoder.encode(pixels) if whole else autoencoder.encode_tiled(pixels, tile or 0, OVERLAP)
+        return posterior.mode() if noise is None else posterior.sample(noise)
 
     def told(module: str, part: str) -> None:
         note(f"the autoencoder's {module} was not finite: {part} ran in float32")

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from danqing.errors import DanqingError
 from danqing.families import Family
 from danqing.pipeline.expand import draw_seed, expand
-from danqing.requests import Reference, ResolvedRequest, TextToImage
+from danqing.requests import (
+    ImageToImage,
+    Inpaint,
+    Masked,
+    Outpaint,
+    Painting,
+    Reference,
+    ResolvedRequest,
+    TextToImage,
+)
 from danqing.sampling.samplers import NEEDS_NEGATIVE, REQUEST_OPTIONS, options_of
 from danqing.sampling.schedules import scheduler_for
 from danqing.vocabulary import (
     DIALECT_EMPHASIS,
     DIALECT_NOISE,
     DIALECT_SCHEDULER,
+    Dialect,
     find_sampler,
     find_scheduler,
     split_combined,
 )
+
+HIRES_STRENGTH = 0.7
+REFINER_SWITCH = 0.8
+PICTURE_SCALE = 1.5
+"""What AUTOMATIC1111's page starts with: hires denoising, refiner switch, instruct-pix2pix's guidance by the picture."""
 
 
 def _size(name: str, asked: int, cell: int, notes: list[str]) -> int:
@@ -28,12 +44,52 @@ def _size(name: str, asked: int, cell: int, notes: list[str]) -> int:
     return rounded
 
 
+def _sampling(
+    sampler: str, scheduler: str | None, dialect: Dialect, default: str | None, notes: list[str]
+) -> tuple[str, str]:
+    """(sampler, scheduler) by their labels; `default` is the scheduler where neither was asked for."""
+    name, combined = split_combined(sampler)
+    row = find_sampler(name)
+    label = find_scheduler(scheduler or combined or default or "Automatic").name
+    if label == "Automatic":
+        label = DIALECT_SCHEDULER[dialect] or row.scheduler
+    used = scheduler_for(label, row, dialect)
+    if dialect == "a1111" and used != label:
+        if scheduler or combined:
+            notes.append(f"scheduler '{label}' has no effect: AUTOMATIC1111's {row.name} has its own")
+        label = used
+    return row.name, label
+
+
+def _asked_size(request: Painting, family: Family, picture: tuple[int, int] | None) -> tuple[int, int]:
+    """(width, height) in pixels, before rounding: the request's, the picture's, or the family's."""
+    defaults = family.defaults
+    if isinstance(request, Outpaint) and picture is not None:
+        # rounded up, and cut off again in the end
+        cell = family.autoencoder.downscale
+        sides = picture[0] + request.left + request.right, picture[1] + request.up + request.down
+        return math.ceil(sides[0] / cell) * cell, math.ceil(sides[1] / cell) * cell
+    only_masked = isinstance(request, Inpaint) and request.inpaint_full_res
+    if picture is None or only_masked or (request.width and request.height):
+        return request.width or defaults.width, request.height or defaults.height
+    width, height = picture
+    if request.width:  # one side keeps the picture's proportions
+        return request.width, max(round(height * request.width / width), 1)
+    if request.height:
+        return max(round(width * request.height / height), 1), request.height
+    return picture
+
+
 def resolve(
-    request: TextToImage, family: Family, checkpoint: Reference, vae: Reference | None = None
+    request: Painting,
+    family: Family,
+    checkpoint: Reference,
+    vae: Reference | None = None,
+    picture_size: tuple[int, int] | None = None,
 ) -> ResolvedRequest:
     """Fill size, steps, CFG and sampler from the family's row, draw seeds, round the size to latent cells.
 
-    Styles and wildcards are written out (`expand`). Raises DanqingError where they make several requests of this one.
+    `picture_size` (width, height) is that of the picture to begin with. Styles and wildcards are written out (`expand`). Raises DanqingError where they make several requests of this one.
     """
     request, *others = expand(request)
     if others:
@@ -41,24 +97,21 @@ def resolve(
     notes: list[str] = []
     defaults = family.defaults
     cell = family.autoencoder.downscale
-    sampler_name, combined = split_combined(request.sampler_name or defaults.sampler)
-    sampler = find_sampler(sampler_name)
-    scheduler = find_scheduler(request.scheduler or combined or "Automatic").name
-    if request.sampler_name is None and request.scheduler is None and request.dialect in ("danqing", "a1111"):
-        scheduler = defaults.scheduler
-    if scheduler == "Automatic":
-        scheduler = DIALECT_SCHEDULER[request.dialect] or sampler.scheduler
-    used = scheduler_for(scheduler, sampler, request.dialect)
-    if request.dialect == "a1111" and used != scheduler:
-        if request.scheduler or combined:
-            notes.append(f"scheduler '{scheduler}' has no effect: AUTOMATIC1111's {sampler.name} has its own")
-        scheduler = used
+    own = request.sampler_name is None and request.dialect in ("danqing", "a1111")
+    sampler_name, scheduler = _sampling(
+        request.sampler_name or defaults.sampler,
+        request.scheduler,
+        request.dialect,
+        defaults.scheduler if own else None,
+        notes,
+    )
+    width, height = _asked_size(request, family, picture_size)
     changes: dict[str, Any] = {
-        "width": _size("width", request.width or defaults.width, cell, notes),
-        "height": _size("height", request.height or defaults.height, cell, notes),
+        "width": _size("width", width, cell, notes),
+        "height": _size("height", height, cell, notes),
         "steps": request.steps or defaults.steps,
         "cfg_scale": defaults.cfg_scale if request.cfg_scale is None else request.cfg_scale,
-        "sampler_name": sampler.name,
+        "sampler_name": sampler_name,
         "scheduler": scheduler,
         "seed": draw_seed() if request.seed in (None, -1) else request.seed,
         "noise_source": request.noise_source or DIALECT_NOISE[request.dialect],
@@ -73,6 +126,17 @@ def resolve(
         changes["subseed"] = None
     elif request.subseed in (None, -1):
         changes["subseed"] = draw_seed()
+    if request.refiner_checkpoint is not None and request.refiner_switch_at is None:
+        changes["refiner_switch_at"] = REFINER_SWITCH
+    if isinstance(request, TextToImage) and request.enable_hr:
+        if request.denoising_strength is None:
+            changes["denoising_strength"] = HIRES_STRENGTH
+        if request.hr_sampler_name is not None:
+            changes["hr_sampler_name"], changes["hr_scheduler"] = _sampling(
+                request.hr_sampler_name, request.hr_scheduler, request.dialect, None, notes
+            )
+    if isinstance(request, ImageToImage) and request.image_cfg_scale is None and family.variant == "pix2pix":
+        changes["image_cfg_scale"] = PICTURE_SCALE
     resolved = request.model_copy(update=changes)
     notes += [f"{field} has no effect: {why}" for field, why in without_effect(request, resolved, family)]
     return ResolvedRequest(
@@ -88,7 +152,10 @@ _SIZE_FIELDS = ("original_width", "original_height", "crop_left", "crop_top")
 _RHO = ("Karras", "Polyexponential")
 
 
-def without_effect(asked: TextToImage, resolved: TextToImage, family: Family) -> Iterator[tuple[str, str]]:
+_HIRES = tuple(name for name in TextToImage.model_fields if name.startswith("hr_"))
+
+
+def without_effect(asked: Painting, resolved: Painting, family: Family) -> Iterator[tuple[str, str]]:
     """(field, why) of each field that was asked for and changes nothing."""
     sampler, scheduler = resolved.sampler_name or "", resolved.scheduler or ""
     for field in sorted(REQUEST_OPTIONS - options_of(sampler)):
@@ -102,7 +169,7 @@ def without_effect(asked: TextToImage, resolved: TextToImage, family: Family) ->
         for field in (*_SIZE_FIELDS, "target_width", "target_height"):
             if _asked(asked, field):
                 yield field, f"{family.title} is told no sizes"
-    if family.size_ids != "refiner":
+    if family.size_ids != "refiner" and not resolved.refiner_checkpoint:
         for field in ("aesthetic_score", "negative_aesthetic_score"):
             if _asked(asked, field):
                 yield field, f"{family.title} is told no score; SDXL's refiner is"
@@ -112,7 +179,34 @@ def without_effect(asked: TextToImage, resolved: TextToImage, family: Family) ->
                 yield field, "at a CFG scale of 1 the negative prompt is left out"
     if asked.subseed not in (None, -1) and not resolved.subseed_strength:
         yield "subseed", "subseed_strength is 0"
+    yield from _without_picture_effect(asked, family)
 
 
-def _asked(request: TextToImage, field: str) -> bool:
-    return bool(getattr(request, field) != TextToImage.model_fields[field].default)
+def _without_picture_effect(asked: Painting, family: Family) -> Iterator[tuple[str, str]]:
+    """The same for what belongs to the kinds of requests, and to what they switch on."""
+    if _asked(asked, "refiner_switch_at") and not asked.refiner_checkpoint:
+        yield "refiner_switch_at", "there is no refiner_checkpoint"
+    if _asked(asked, "subprompt_strength") and asked.subprompt is None:
+        yield "subprompt_strength", "there is no subprompt"
+    if asked.subprompt is not None and not asked.subprompt_strength:
+        yield "subprompt", "subprompt_strength is 0"
+    if isinstance(asked, TextToImage) and not asked.enable_hr:
+        for field in (*_HIRES, "denoising_strength"):
+            if _asked(asked, field):
+                yield field, "the hires fix is off; enable_hr turns it on"
+    if isinstance(asked, ImageToImage):
+        if _asked(asked, "image_cfg_scale") and family.variant != "pix2pix":
+            yield "image_cfg_scale", f"{family.title} is no instruct-pix2pix model"
+        if asked.loops == 1 and asked.final_denoising_strength is not None:
+            yield "final_denoising_strength", "there is one loop only"
+    if isinstance(asked, Inpaint):
+        if _asked(asked, "inpaint_full_res_padding") and not asked.inpaint_full_res:
+            yield "inpaint_full_res_padding", "the whole picture is painted; inpaint_full_res cuts the masked part out"
+        if _asked(asked, "mask_threshold") and asked.mask_text is None:
+            yield "mask_threshold", "there is no mask_text"
+    if isinstance(asked, Masked) and _asked(asked, "inpainting_mask_weight") and family.variant != "inpaint":
+        yield "inpainting_mask_weight", f"{family.title} is no inpainting model"
+
+
+def _asked(request: Painting, field: str) -> bool:
+    return bool(getattr(request, field) != type(request).model_fields[field].default)
