@@ -73,7 +73,7 @@ def _prompts(request: Painting) -> dict[str, str]:
 
 def _styled(request: Painting, settings: Settings) -> dict[str, str]:
     styles = choose_styles(request.styles, style_places(settings)) if request.styles else ()
-    changed = {}
+    changed: dict[str, str] = {}
     for positive, negative in _PAIRS:
         given = (getattr(request, positive, ""), getattr(request, negative, ""))
         texts = apply(*given, styles)

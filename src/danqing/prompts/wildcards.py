@@ -72,7 +72,7 @@ class Wildcards(WildcardManager):
         found: dict[str, WildcardCollection] = {}
         for folder in folders:
             found = collections(folder) | found
-        super().__init__(root_map={"": [found]})
+        super().__init__(root_map={"": [dict[str, WildcardCollection | list[str]](found)]})
         self.weighted = weighted
 
     def get_values(self, wildcard: str) -> WildcardValues:
