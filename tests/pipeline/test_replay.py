@@ -1,0 +1,129 @@
+"""Painting again: identical, or what differs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from danqing.checkpoints.save import save
+from danqing.errors import DanqingError
+from danqing.families import Model
+from danqing.metadata.read import read_record
+from danqing.pipeline.paint import paint
+from danqing.pipeline.picture import Picture
+from danqing.pipeline.replay import replay
+from danqing.requests import ImageToImage, Platform
+
+FIELDS = {"steps": 2, "width": 64, "height": 64, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANQING_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def quiet(line: str) -> None:
+    raise AssertionError(line)
+
+
+@pytest.fixture
+def picture(tiny: Model) -> Picture:
+    (painted,) = paint("a cat\nNegative prompt: 猫", tiny, say=lambda line: None, **FIELDS)
+    return painted
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif"])
+def test_identical(picture: Picture, tiny: Model, tmp_path: Path, suffix: str) -> None:
+    again = replay(picture.save(tmp_path / f"x.{suffix}"), tiny, say=quiet)
+    assert (again.identical, again.differences) == (True, ())
+    assert again.picture.image.tobytes() == picture.image.tobytes()
+
+
+def test_a_picture_of_a_batch(tiny: Model, tmp_path: Path) -> None:
+    for index, painted in enumerate(paint("a", tiny, batch_size=2, say=lambda line: None, **FIELDS)):
+        assert replay(painted.save(tmp_path / f"{index}.png"), tiny).identical
+
+
+def test_the_record_says_what_it_was_painted_on(picture: Picture, tmp_path: Path) -> None:
+    record = read_record(Image.open(picture.save(tmp_path / "x.png")).text["danqing"])
+    assert record.platform == Platform(torch=str(torch.__version__), device="cpu", dtype="float32")
+    assert record.pixels == picture.record.pixels
+
+
+def test_what_differs_is_named(picture: Picture, tiny: Model, tmp_path: Path) -> None:
+    platform = Platform(torch="1.0", device="cuda", dtype="float32")
+    record = picture.resolved
+    request = record.request.model_copy(update={"seed": 4})
+    other = record.model_copy(update={"request": request, "numerics": 0})
+    path = Picture(picture.image, other, platform=platform).save(tmp_path / "x.png")
+    again = replay(path, replace(tiny, name="other"), say=quiet)
+    assert again.identical is False
+    told = "\n".join(again.differences)
+    for words in (
+        "255 apart",
+        "version 0",
+        "checkpoint: was tiny-random, now other",
+        "torch: was 1.0",
+        "device: was cuda",
+    ):
+        assert words in told
+
+
+def test_an_edited_file(picture: Picture, tiny: Model, tmp_path: Path) -> None:
+    path = picture.save(tmp_path / "x.png")
+    texts = Image.open(path).text
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in texts.items():
+        chunks.add_text(key, value)
+    Image.new("RGB", (64, 64)).save(path, pnginfo=chunks)
+    assert replay(path, tiny).identical is True  # what was painted, not what it was made into
+
+
+def test_the_checkpoint_is_found_by_its_hash(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "home" / "models" / "checkpoints"
+    models.mkdir(parents=True)
+    save(tiny, models / "castle.safetensors")
+    monkeypatch.chdir(tmp_path)
+    (painted,) = paint("x", model=None, say=lambda line: None, **{**FIELDS, "model": "castle"})  # type: ignore[arg-type]
+    path = painted.save(tmp_path / "x.png")
+    assert replay(path).identical
+    (models / "castle.safetensors").rename(models / "renamed.safetensors")
+    with pytest.raises(DanqingError, match=r"its checkpoint 'castle' \(hash \w{10}\) is not here; give it by --model"):
+        replay(path)
+    again = replay(path, name="renamed")
+    assert again.identical
+
+
+def test_another_tools_picture(tiny: Model, tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", "a cat\nSteps: 2, Sampler: Euler, CFG scale: 7, Seed: 3, Size: 64x64, Model: castle")
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png", pnginfo=chunks)
+    with pytest.raises(DanqingError, match="its checkpoint 'castle' is not here"):
+        replay(tmp_path / "x.png")
+    again = replay(tmp_path / "x.png", tiny)
+    assert (again.told.tool, again.identical, again.picture.image.size) == ("AUTOMATIC1111", False, (64, 64))
+
+
+def test_from_a_picture(tiny: Model, tmp_path: Path) -> None:
+    source = tmp_path / "source.png"
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(source)
+    request = ImageToImage(image=str(source), denoising_strength=0.6, steps=3, width=64, height=64, seed=1)
+    (painted,) = paint(request, tiny, say=lambda line: None)
+    path = painted.save(tmp_path / "x.png")
+    assert replay(path, tiny).identical
+    away = source.rename(tmp_path / "elsewhere.png")
+    with pytest.raises(
+        DanqingError, match=r"the image it was painted from, 'source\.png', is not beside it; .* --image"
+    ):
+        replay(path, tiny)
+    assert replay(path, tiny, images={"image": away}).identical
+    Image.new("RGB", (64, 64)).save(source)
+    with pytest.raises(DanqingError, match="another picture than the image it was painted from"):
+        replay(path, tiny)
+    with pytest.raises(DanqingError, match="mask: has no effect"):
+        replay(path, tiny, images={"image": away, "mask": away})
