@@ -11,8 +11,8 @@ from torch import Tensor
 
 from danqing.families import Model
 from danqing.models.conditioning import Conditioning
-from danqing.pipeline.run import Run, prepare
 from danqing.pipeline.resolve import resolve
+from danqing.pipeline.run import Run, prepare
 from danqing.requests import Reference, ResolvedRequest, TextToImage, read
 from danqing.runtime.memory import Plan
 from danqing.sampling.samplers import PICTURE_BY_PICTURE
