@@ -525,6 +525,32 @@ def kind_of(request: Painting) -> Kind:
     return next(kind for kind, cls in REQUESTS.items() if type(request) is cls)
 
 
+class Upscale(BaseModel):
+    """Make pictures larger, and restore the faces in them: what AUTOMATIC1111 calls extras."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    upscaler: Text = Field("Lanczos", description="a network by path or name, or Lanczos, Nearest, Bicubic ...")
+    scale: float | None = Field(None, gt=0, le=64, description="how many times larger; 2 unless a size is given")
+    width: int | None = Field(None, ge=1, le=65536, description="width of the result; alone it keeps the proportions")
+    height: int | None = Field(None, ge=1, le=65536, description="height of the result, likewise")
+    crop: bool = Field(True, description="with both: cut what is beyond the size; else the picture covers it")
+    upscaler_2: Text | None = Field(None, description="a second upscaler, laid over the first")
+    upscaler_2_visibility: Unit = Field(0.5, description="how much of the second shows")
+    tile: int = Field(512, ge=64, le=16384, description="pixels of the tiles that a network sees, along each side")
+    face_restorer: Text | None = Field(None, description="weights of GFPGAN, CodeFormer or RestoreFormer, by path or name")
+    face_detector: Text = Field("face_detection_yunet_2023mar", description="YuNet's .onnx, which finds the faces")
+    face_visibility: Unit = Field(1.0, description="how much of a restored face shows")
+    fidelity: Unit = Field(0.5, description="CodeFormer's weight: 0 restores most, 1 keeps most")
+    faces_first: bool = Field(False, description="restore faces before the picture is enlarged")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.scale is not None and (self.width or self.height):
+            raise DanqingError("scale: give it, or a size, but not both")
+        return self
+
+
 class Platform(BaseModel):
     """What a picture was computed on: another one may round otherwise."""
 

@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from danqing.cli import config, dataset, evaluate, files, metadata, paint, plot, prompt, train
+from danqing.cli import config, dataset, evaluate, files, metadata, paint, plot, prompt, train, upscale
 from danqing.errors import DanqingError
 from danqing.runtime.allocator import keep_memory
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 paint.register(app)
 plot.register(app)
+upscale.register(app)
 prompt.register(app)
 files.register(app)
 metadata.register(app)
