@@ -35,6 +35,11 @@ _SECTIONS = {
     "eta": "Details of samplers and schedules",
     "original_width": "What SDXL is told of the picture",
     "model": PAINTING,
+    "refiner_checkpoint": "Refiner and detailers",
+    "enable_hr": "Hires fix",
+    "image": "The picture to begin with",
+    "mask_blur": "Mask",
+    "left": "Where to paint on",
 }
 
 
@@ -109,14 +114,16 @@ def request_options(request: type[BaseModel], skip: set[str]) -> list[inspect.Pa
     return parameters
 
 
-def with_options(parameters: list[inspect.Parameter]) -> Callable[[Command], Command]:
-    """Give a command that takes `**fields` the explicit parameters that typer reads."""
+def with_options(
+    parameters: list[inspect.Parameter], first: list[inspect.Parameter] | None = None
+) -> Callable[[Command], Command]:
+    """Give a command that takes `**fields` the explicit parameters that typer reads; `first` come before its own."""
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        every = [*own, *parameters]
+        every = [*(first or []), *own, *parameters]
         command.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in every}
         return command

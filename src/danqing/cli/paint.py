@@ -1,23 +1,59 @@
-"""`danqing txt2img`."""
+"""`danqing txt2img`, `img2img`, `inpaint` and `outpaint`: one command, with the options of each kind of request."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from danqing.cli.options import FILES, MACHINE, PAINTING, Sectioned, request_options, with_options
 from danqing.errors import DanqingError
-from danqing.requests import TextToImage
+from danqing.requests import REQUESTS, Kind, Painting, TextToImage
+
+HELP: dict[Kind, str] = {
+    "txt2img": "Paint pictures from a text.",
+    "img2img": "Paint pictures over.",
+    "inpaint": "Paint anew what a mask covers.",
+    "outpaint": "Paint on beyond a picture's edges.",
+}
+_IMAGE = inspect.Parameter(
+    "image",
+    inspect.Parameter.KEYWORD_ONLY,
+    annotation=Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE", help="the picture to begin with, or a folder of them", rich_help_panel=PAINTING
+        ),
+    ],
+)
 
 
 def register(app: typer.Typer) -> None:
-    app.command("txt2img", cls=Sectioned, help="Paint pictures from a text.")(txt2img)
+    for kind, request in REQUESTS.items():
+        options = request_options(request, skip={"prompt", "model", "image"})
+        command = with_options(options, first=[] if request is TextToImage else [_IMAGE])(_command(request))
+        app.command(kind, cls=Sectioned, help=HELP[kind])(command)
 
 
-@with_options(request_options(TextToImage, skip={"prompt", "model"}))
-def txt2img(
+def _command(kind: type[Painting]) -> Callable[..., None]:
+    """The command that paints requests of one kind."""
+
+    @wraps(_paint)
+    def command(**arguments: Any) -> None:
+        _paint(kind, **arguments)
+
+    signature = inspect.signature(_paint, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "kind"]
+    command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+    return command
+
+
+def _paint(
+    kind: type[Painting],
     prompt: Annotated[
         str, typer.Argument(help="in AUTOMATIC1111's prompt language", show_default=False, rich_help_panel=PAINTING)
     ] = "",
@@ -83,7 +119,7 @@ def txt2img(
             "--safety-checker", help="run the checkpoint's own, and blacken what it flags", rich_help_panel=MACHINE
         ),
     ] = False,
-    **fields: str | None,
+    **fields: Any,
 ) -> None:
     from dataclasses import replace
 
@@ -95,42 +131,55 @@ def txt2img(
     from danqing.pipeline.paint import stream
     from danqing.pipeline.picture import Picture
     from danqing.pipeline.picture import grid as make_grid
-    from danqing.requests import read
+    from danqing.pipeline.sources import read_all
 
     given = {name: value for name, value in {"prompt": prompt, "model": model, **fields}.items() if value is not None}
     if size is not None:
         if given.keys() & {"width", "height"}:
             raise DanqingError("size: give it by --size, or by --width and --height, not by both")
         given |= parse_size(size)
-    request = read(TextToImage, given)
+    requests, failed = read_all(kind, given)
+    for line in failed:
+        say(f"left out: {line}")
     settings = load_settings()
     check_output(output, settings)
-    loaded = load(
-        request.model, vae=request.vae, device=device, dtype=dtype, prediction=prediction_type, ema=ema, say=say
-    )
+    first = requests[0]
+    loaded = load(first.model, vae=first.vae, device=device, dtype=dtype, prediction=prediction_type, ema=ema, say=say)
     job = Job()
     written: list[Path] = []
     pictures: list[Picture] = []
     try:
         with finishing_on_interrupt() as asked, progress_bar() as bar:
             task = bar.add_task("painting", total=None)
-            events = stream(request, loaded, say=say, safety_checker=safety_checker)
-            for event in events:
-                bar.update(task, total=event.batches * event.steps, completed=event.batch * event.steps + event.step)
-                for picture in event.pictures:
-                    pictures.append(picture)
-                    job = replace(
-                        job,
-                        index=len(pictures) - 1,
-                        batch_size=len(event.pictures),
-                        n_iter=event.batches,
-                        first_seed=pictures[0].resolved.request.seed,
-                    )
-                    written.append(
-                        write_picture(picture, output, settings, job, overwrite=overwrite, metadata=metadata)
-                    )
+            for number, request in enumerate(requests):
+                try:
+                    events = stream(request, loaded, say=say, safety_checker=safety_checker)
+                except DanqingError as error:
+                    if len(requests) == 1:
+                        raise
+                    failed.append(str(error))
+                    say(f"left out: {error}")
+                    continue
+                for event in events:
+                    whole = event.batches * event.steps
+                    done = event.batch * event.steps + event.step
+                    bar.update(task, total=len(requests) * whole, completed=number * whole + done)
+                    for picture in event.pictures:
+                        pictures.append(picture)
+                        job = replace(
+                            job,
+                            index=len(pictures) - 1,
+                            batch_size=len(event.pictures),
+                            n_iter=event.batches * len(requests),
+                            first_seed=pictures[0].resolved.request.seed,
+                        )
+                        written.append(
+                            write_picture(picture, output, settings, job, overwrite=overwrite, metadata=metadata)
+                        )
+                    if asked:
+                        events.close()
+                        break
                 if asked:
-                    events.close()
                     break
         if grid and pictures:
             sheet = Picture(make_grid([p.image for p in pictures]), pictures[0].resolved, pictures[0].hashes)
@@ -141,3 +190,5 @@ def txt2img(
             typer.echo(f"wrote {path}")
     if asked:
         raise typer.Exit(130)
+    if failed:
+        raise DanqingError(f"image: {len(failed)} of {len(failed) + len(requests)} pictures were left out; see above")

@@ -47,7 +47,7 @@ def _rgb(lab: np.ndarray) -> np.ndarray:
     f = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
     xyz = np.where(f > 0.206893, f**3, (f - 16 / 116) / 7.787) * _WHITE
     linear = (xyz @ np.linalg.inv(_TO_XYZ).T).clip(0, 1)
-    return np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    return np.asarray(np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear))
 
 
 def _luminosity(color: np.ndarray, light: np.ndarray) -> np.ndarray:
@@ -59,4 +59,6 @@ def _luminosity(color: np.ndarray, light: np.ndarray) -> np.ndarray:
     span = np.where(low < 0, lightness - low, 1)
     moved = np.where(low < 0, lightness + (moved - lightness) * lightness / np.where(span == 0, 1, span), moved)
     span = np.where(high > 1, high - lightness, 1)
-    return np.where(high > 1, lightness + (moved - lightness) * (1 - lightness) / np.where(span == 0, 1, span), moved)
+    return np.asarray(
+        np.where(high > 1, lightness + (moved - lightness) * (1 - lightness) / np.where(span == 0, 1, span), moved)
+    )
