@@ -16,7 +16,7 @@ from danqing.metadata.read import read_record
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.pipeline.replay import replay
-from danqing.requests import ImageToImage, Platform
+from danqing.requests import ImageToImage, Platform, TextToImage
 
 FIELDS = {"steps": 2, "width": 64, "height": 64, "seed": 3}
 
@@ -89,7 +89,7 @@ def test_the_checkpoint_is_found_by_its_hash(tiny: Model, tmp_path: Path, monkey
     models.mkdir(parents=True)
     save(tiny, models / "castle.safetensors")
     monkeypatch.chdir(tmp_path)
-    (painted,) = paint("x", model=None, say=lambda line: None, **{**FIELDS, "model": "castle"})  # type: ignore[arg-type]
+    (painted,) = paint(TextToImage(prompt="x", model="castle", **FIELDS), say=lambda line: None)
     path = painted.save(tmp_path / "x.png")
     assert replay(path).identical
     (models / "castle.safetensors").rename(models / "renamed.safetensors")
