@@ -21,8 +21,6 @@ def read_all(kind: type[Painting], fields: dict[str, Any]) -> tuple[list[Paintin
     if not issubclass(kind, ImageToImage) or not source.is_dir():
         return [read(kind, fields)], []
     pictures = pictures_in([source])
-    if not pictures:
-        raise DanqingError(f"image: there is no picture in the folder '{source}'")
     first = read(kind, {**fields, "image": str(pictures[0]), "mask": None} if "mask" in fields else fields)
     seed = draw_seed() if first.seed in (None, -1) else first.seed
     masks = Path(str(fields.get("mask", "")))
