@@ -24,7 +24,7 @@ from danqing.pipeline.networks import load_network
 from danqing.pipeline.upscale import plain
 from danqing.runtime.devices import pick_device
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 SIDE = 512
 TEMPLATE: Floats = np.array(
@@ -176,7 +176,8 @@ def network_restorer(network: Any, fidelity: float) -> Restorer:
     GFPGAN and CodeFormer take and give [-1, 1], which spandrel leaves to its caller. GFPGAN's noise is the one in its
     file, so that the same picture always comes out the same.
     """
-    options = {"GFPGAN": {"randomize_noise": False}, "CodeFormer": {"weight": fidelity}}.get(network.architecture.id)
+    known: dict[str, dict[str, Any]] = {"GFPGAN": {"randomize_noise": False}, "CodeFormer": {"weight": fidelity}}
+    options = known.get(network.architecture.id)
 
     def restore(aligned: Tensor) -> Tensor:
         aligned = aligned.to(network.device, network.dtype)

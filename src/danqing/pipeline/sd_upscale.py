@@ -14,7 +14,7 @@ from torch import Tensor
 from danqing.families import Model
 from danqing.pipeline.models import Say, print_note
 from danqing.pipeline.paint import paint
-from danqing.pipeline.resolve import draw_seed
+from danqing.pipeline.expand import draw_seed
 from danqing.pipeline.upscale import Shown, Upscaler, upscale
 from danqing.requests import ImageToImage, read
 from danqing.runtime.tiles import tiled
