@@ -191,7 +191,9 @@ def _through(
         pixels, tile = _run(pixels, upscaler, tile, shown, say)
         done += _tiles(width, height, tile)
     out = _image(pixels, grey)
-    if alpha is not None and "A" not in out.mode:
+    if alpha is None:
+        return out.convert(out.mode.replace("A", ""))
+    if "A" not in out.mode:
         out.putalpha(alpha.resize(out.size, Image.Resampling.LANCZOS))
     return out
 
