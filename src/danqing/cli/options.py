@@ -21,7 +21,7 @@ _SHORT = {
 }
 _REPEATED = {"styles"}
 """Fields of many values, whose option is given once for each."""
-_UNASKED = {"template"}
+UNASKED = {"template"}
 """Fields that Danqing writes itself."""
 
 
@@ -89,7 +89,7 @@ def request_options(request: type[BaseModel], skip: set[str]) -> list[inspect.Pa
     section = None
     for name, info in request.model_fields.items():
         section = _SECTIONS.get(name, section)
-        if name in skip | _UNASKED:
+        if name in skip | UNASKED:
             continue
         kind = _bare(info.annotation)
         flags = [f"--{name.replace('_', '-')}"]

@@ -32,13 +32,6 @@ _IMAGE = inspect.Parameter(
 )
 
 
-def register(app: typer.Typer) -> None:
-    for kind, request in REQUESTS.items():
-        options = request_options(request, skip={"prompt", "model", "image"})
-        command = with_options(options, first=[] if request is TextToImage else [_IMAGE])(_command(request))
-        app.command(kind, cls=Sectioned, help=HELP[kind])(command)
-
-
 def _command(kind: type[Painting]) -> Callable[..., None]:
     """The command that paints requests of one kind."""
 
@@ -139,6 +132,7 @@ def _paint(
             raise DanqingError("size: give it by --size, or by --width and --height, not by both")
         given |= parse_size(size)
     requests, failed = read_all(kind, given)
+    total = len(requests) + len(failed)
     for line in failed:
         say(f"left out: {line}")
     settings = load_settings()
@@ -191,4 +185,18 @@ def _paint(
     if asked:
         raise typer.Exit(130)
     if failed:
-        raise DanqingError(f"image: {len(failed)} of {len(failed) + len(requests)} pictures were left out; see above")
+        raise DanqingError(f"image: {len(failed)} of {total} pictures were left out; see above")
+
+
+COMMANDS = {
+    kind: with_options(
+        request_options(request, skip={"prompt", "model", "image"}), first=[] if request is TextToImage else [_IMAGE]
+    )(_command(request))
+    for kind, request in REQUESTS.items()
+}
+"""The command of each kind of request."""
+
+
+def register(app: typer.Typer) -> None:
+    for kind, command in COMMANDS.items():
+        app.command(kind, cls=Sectioned, help=HELP[kind])(command)

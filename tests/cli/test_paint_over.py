@@ -1,0 +1,85 @@
+"""What `danqing img2img`, `inpaint` and `outpaint` write, and what they say of bad pictures and masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from danqing.cli.options import UNASKED
+from danqing.requests import REQUESTS, Kind, ResolvedRequest
+
+from .conftest import Run
+
+QUICK = ("--steps", "1", "--seed", "3")
+
+
+@pytest.fixture
+def photo(run: Run) -> Path:
+    """`photo.png`, with a white square in `mask.png`, in the folder where commands run."""
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save("photo.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (8, 8, 24, 24))
+    mask.save("mask.png")
+    return Path("photo.png")
+
+
+@pytest.mark.parametrize("kind", ["img2img", "inpaint", "outpaint"])
+def test_the_help_names_the_picture_and_every_field(run: Run, kind: Kind) -> None:
+    answer = run(kind, "--help")
+    assert answer.code == 0
+    assert "IMAGE" in answer.out
+    for name in REQUESTS[kind].model_fields.keys() - UNASKED - {"prompt", "image"}:
+        assert f"--{name.replace('_', '-')}" in answer.out
+
+
+def test_a_picture_is_painted_over_and_says_from_what(run: Run, photo: Path) -> None:
+    answer = run("img2img", photo, "a cat", *QUICK, "-o", "out.png")
+    assert answer.code == 0, answer.err
+    picture = Image.open("out.png")
+    record = ResolvedRequest.model_validate_json(picture.text["danqing"])
+    assert (picture.size, record.kind, record.request.prompt) == ((64, 64), "img2img", "a cat")
+    assert record.request.image.name == "photo.png"
+    assert "base64" not in picture.text["danqing"]
+
+
+def test_only_the_masked_part_changes(run: Run, photo: Path) -> None:
+    answer = run("inpaint", photo, *QUICK, "--mask", "mask.png", "--inpaint-full-res", "yes", "-o", "out.png")
+    assert answer.code == 0, answer.err
+    changed = (np.asarray(Image.open("out.png")) != np.asarray(Image.open(photo))).any(-1)
+    assert changed[10:22, 10:22].any()
+    assert not changed[40:, :].any()
+
+
+def test_a_folder_is_painted_over_but_for_what_cannot_be_read(run: Run, photo: Path) -> None:
+    Path("in").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.open(photo).save(f"in/{name}")
+    Path("in/bad.png").write_text("no picture")
+    answer = run("img2img", "in", *QUICK, "-o", "out")
+    assert answer.code == 2
+    assert len(list(Path("out").iterdir())) == 2
+    assert "'in/bad.png' is no picture that can be read" in answer.err
+    assert answer.err.splitlines()[-1] == "danqing: image: 1 of 3 pictures were left out; see above"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("img2img", "none.png"), "image: there is no file 'none.png'"),
+        (("img2img", "bad.png"), "image: 'bad.png' is no picture that can be read"),
+        (("img2img", "photo.png", "--denoising-strength", "0"), "denoising_strength: 0 leaves the picture as it is"),
+        (("inpaint", "photo.png"), "mask: give one"),
+        (("inpaint", "photo.png", "--mask", "black.png"), "mask: all of it is black"),
+        (("outpaint", "photo.png"), "left: nothing to paint"),
+    ],
+)
+def test_bad_input_is_one_line(run: Run, photo: Path, arguments: tuple[str, ...], words: str) -> None:
+    Path("bad.png").write_text("no picture")
+    Image.new("L", (64, 64)).save("black.png")
+    answer = run(*arguments, *QUICK)
+    told = [line for line in answer.err.splitlines() if not line.startswith("note: ")]
+    assert (answer.code, len(told)) == (2, 1)
+    assert words in told[0]
