@@ -16,8 +16,10 @@ from danqing.pipeline.run import Run, prepare
 from danqing.requests import ImageToImage
 from danqing.sampling.types import Denoise
 
-REFINEMENTS = 4
-"""Network calls a step: each solves the step's equation more nearly (a fixed point)."""
+REFINEMENTS = 10
+"""At most so many network calls a step: each solves the step's equation more nearly (a fixed point)."""
+TOLERANCE = 1e-3
+"""A call that moves the latents by less than this share of their length is a step's last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,9 @@ def invert(run: Run, latents: Tensor, image: Image.Image) -> Inverted:
         below = x
         for _ in range(REFINEMENTS):
             noise = (x - denoise(x, At(sigma, index)).clean.to(x)) / sigma
-            x = below + (sigma - low) * noise
+            x, before = below + (sigma - low) * noise, x
+            if float((x - before).norm()) < TOLERANCE * float(x.norm()):
+                break
     back = _walk(denoise, x, sigmas)
     shown = np.asarray(run.picture(back), dtype=np.float64)
     error = float(np.sqrt(np.mean((shown - np.asarray(image, dtype=np.float64)) ** 2)))
