@@ -27,7 +27,8 @@ def blend(settings: SoftInpainting, old: Tensor, new: Tensor, mask: Tensor, sigm
     power = settings.transition_contrast_boost
     lengths = [x.norm(dim=1, keepdim=True).double() ** power for x in (old, new)]
     wanted = (lengths[0] * (1 - share) + lengths[1] * share) ** (1 / power)
-    return mixed * (wanted / (mixed.norm(dim=1, keepdim=True).double() + 1e-5)).to(mixed)
+    factor: Tensor = wanted / (mixed.norm(dim=1, keepdim=True).double() + 1e-5)
+    return mixed * factor.to(mixed)
 
 
 def overlay(settings: SoftInpainting, old: Tensor, new: Tensor, mask: Tensor, size: tuple[int, int]) -> Image.Image:
