@@ -80,6 +80,7 @@ def test_every_option_of_painting_is_explained() -> None:
 
 def test_no_option_is_written_that_is_not_there() -> None:
     known = {flag for path in commands() for flag in options(*path)} | {"--help", "--no-metadata", "--logdir"}
+    known.add("--prompt")  # in the lines of a file of prompts
     written = {
         (page.name, flag) for page in PAGES for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text())
     }

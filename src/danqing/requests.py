@@ -538,7 +538,9 @@ class Upscale(BaseModel):
     upscaler_2: Text | None = Field(None, description="a second upscaler, laid over the first")
     upscaler_2_visibility: Unit = Field(0.5, description="how much of the second shows")
     tile: int = Field(512, ge=64, le=16384, description="pixels of the tiles that a network sees, along each side")
-    face_restorer: Text | None = Field(None, description="weights of GFPGAN, CodeFormer or RestoreFormer, by path or name")
+    face_restorer: Text | None = Field(
+        None, description="weights of GFPGAN, CodeFormer or RestoreFormer, by path or name"
+    )
     face_detector: Text = Field("face_detection_yunet_2023mar", description="YuNet's .onnx, which finds the faces")
     face_visibility: Unit = Field(1.0, description="how much of a restored face shows")
     fidelity: Unit = Field(0.5, description="CodeFormer's weight: 0 restores most, 1 keeps most")

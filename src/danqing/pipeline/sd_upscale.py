@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.families import Model
+from danqing.pipeline.expand import draw_seed
 from danqing.pipeline.models import Say, print_note
 from danqing.pipeline.paint import paint
-from danqing.pipeline.expand import draw_seed
 from danqing.pipeline.upscale import Shown, Upscaler, upscale
 from danqing.requests import ImageToImage, read
 from danqing.runtime.tiles import tiled

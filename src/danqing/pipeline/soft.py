@@ -28,7 +28,8 @@ def blend(settings: SoftInpainting, old: Tensor, new: Tensor, mask: Tensor, sigm
     lengths = [x.norm(dim=1, keepdim=True).double() ** power for x in (old, new)]
     wanted = (lengths[0] * (1 - share) + lengths[1] * share) ** (1 / power)
     factor: Tensor = wanted / (mixed.norm(dim=1, keepdim=True).double() + 1e-5)
-    return mixed * factor.to(mixed)
+    blended: Tensor = mixed * factor.to(mixed)
+    return blended
 
 
 def overlay(settings: SoftInpainting, old: Tensor, new: Tensor, mask: Tensor, size: tuple[int, int]) -> Image.Image:

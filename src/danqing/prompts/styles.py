@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from danqing.errors import DanqingError
 from danqing.vocabulary import nearest, quoted
@@ -88,9 +89,10 @@ def _json_rows(path: Path, text: str) -> list[tuple[str, str, str]]:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DanqingError(f"{path}: the styles cannot be read, it is no JSON: {error}") from None
-    kept = []
+    kept: list[tuple[str, str, str]] = []
     for row in rows if isinstance(rows, list) else [rows]:
-        texts = [row.get(key) or "" for key in ("name", "prompt", "negative_prompt")] if isinstance(row, dict) else [0]
+        keys = ("name", "prompt", "negative_prompt")
+        texts: list[Any] = [row.get(key) or "" for key in keys] if isinstance(row, dict) else [0]
         if not all(isinstance(text, str) for text in texts):
             raise DanqingError(f'{path}: no styles: it should be a list of {{"name", "prompt", "negative_prompt"}}')
         kept.append((texts[0], texts[1], texts[2]))
