@@ -195,9 +195,9 @@ class Family:
 
     @property
     def variant(self) -> str:
-        """`base`, `inpaint` or `pix2pix`, by the denoiser's input channels."""
+        """`base`, `inpaint`, `pix2pix` or `upscale`, by the denoiser's input channels."""
         extra = self.denoiser.in_channels - self.denoiser.out_channels
-        return {0: "base", 5: "inpaint", 4: "pix2pix"}.get(extra, f"{self.denoiser.in_channels}-channel")
+        return {0: "base", 3: "upscale", 4: "pix2pix", 5: "inpaint"}.get(extra, f"{self.denoiser.in_channels}-channel")
 
 
 CLIP_L = CLIPTextConfig()
@@ -308,6 +308,25 @@ DANQING = Family(
 )
 """What recipes/bundled.toml trains, and the package ships."""
 
+LDSR = Family(
+    "ldsr",
+    "Latent Diffusion Super-Resolution",
+    (),
+    UNetConfig(
+        in_channels=6,
+        out_channels=3,
+        channels=(160, 320, 320, 640),
+        down_depth=((0, 0), (0, 0), (0, 0), (1, 1)),
+        up_depth=((1, 1, 1), (0, 0, 0), (0, 0, 0), (0, 0, 0)),
+        heads=(5, 10, 10, 20),
+        context_width=0,
+    ),
+    AutoencoderConfig(channels=(128, 256, 512), latent_channels=3, codebook=8192, scale=1.0),
+    Process(beta_start=0.0015, beta_end=0.0155),
+    defaults=Defaults(steps=100, cfg_scale=1.0, sampler="DDIM", scheduler="DDIM"),
+)
+"""Paints no text: it is told a picture, and paints it four times as large (CompVis's bsr_sr; Rombach et al. 2022, 4.4)."""
+
 _ROWS: tuple[Family, ...] = (
     DANQING,
     SD1,
@@ -371,6 +390,7 @@ _ROWS: tuple[Family, ...] = (
         spacing=None,
         defaults=_PLAYGROUND_DEFAULTS,
     ),
+    LDSR,
 )
 FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
 """Every supported architecture, by name."""

@@ -13,7 +13,10 @@ from danqing.families import FAMILIES, Family, Model
 
 
 def small_family(name: str) -> Family:
-    """The row, with 32 to 64 channels and the same names as the full networks but for transformer depth."""
+    """The row, with 32 to 64 channels and the same names as the full networks but for transformer depth.
+
+    Where there is no text, a head has its 32 channels: latent diffusion's files are laid out by heads.
+    """
     row = FAMILIES[name]
     unet = row.denoiser
     levels = len(unet.channels)
@@ -36,13 +39,16 @@ def small_family(name: str) -> Family:
         down_depth=tuple(tuple(min(d, 2) for d in depth) for depth in unet.down_depth),
         mid_depth=min(unet.mid_depth, 2) if unet.mid_depth else unet.mid_depth,
         up_depth=tuple(tuple(min(d, 2) for d in depth) for depth in unet.up_depth),
-        heads=(2, 4, 4, 4)[:levels],
+        heads=((2, 4, 4, 4) if row.text_encoders else (1, 2, 2, 2))[:levels],
         context_width=width,
         pooled_width=pooled,
         size_id_width=8 if unet.size_ids else unet.size_id_width,
         groups=8,
     )
-    vae = replace(row.autoencoder, channels=(8, 16, 16, 16), layers=1, groups=4)
+    vae = row.autoencoder
+    vae = replace(
+        vae, channels=(8, 16, 16, 16)[: len(vae.channels)], layers=1, groups=4, codebook=min(vae.codebook, 20)
+    )
     return replace(row, denoiser=unet, autoencoder=vae, text_encoders=encoders)
 
 

@@ -13,6 +13,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
 )
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
@@ -137,8 +139,12 @@ def test_our_configurations_build_diffusers_networks(name: str, parity) -> None:
     nets = networks(family)
     with torch.device("meta"):
         theirs = {
-            "unet": UNet2DConditionModel.from_config(sidecars.unet_json(family.denoiser, 64)),
-            "vae": AutoencoderKL.from_config(sidecars.vae_json(family.autoencoder, 512)),
+            "unet": (UNet2DConditionModel if family.text_encoders else UNet2DModel).from_config(
+                sidecars.unet_json(family.denoiser, 64)
+            ),
+            "vae": (VQModel if family.autoencoder.codebook else AutoencoderKL).from_config(
+                sidecars.vae_json(family.autoencoder, 512)
+            ),
         }
         for encoder in family.text_encoders:
             kind = CLIPTextModel if encoder.config.projection is None else CLIPTextModelWithProjection

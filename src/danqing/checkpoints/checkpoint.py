@@ -278,7 +278,7 @@ def _from_folder(folder: Folder, wishes: Wishes) -> Checkpoint:
     leftover: Entries = dict(folder.leftover.entries) if folder.leftover else {}
     for name, file in folder.components.items():
         table = _folder_table(name, file)
-        components[name], odd = table.to_canonical(_unscaled(file.entries)) if table else (_unscaled(file.entries), {})
+        components[name], odd = table.to_canonical(_unscaled(file.entries))
         leftover |= {f"{name}.{key}": entry for key, entry in odd.items()}
     found = _exact(folder, _configs(components, {}))
     metadata = dict(folder.leftover.metadata) if folder.leftover else {}
@@ -295,11 +295,11 @@ def _from_folder(folder: Folder, wishes: Wishes) -> Checkpoint:
     )  # fmt: skip
 
 
-def _folder_table(name: str, file: TensorFile) -> Table | None:
+def _folder_table(name: str, file: TensorFile) -> Table:
     if name == "vae":
         return layouts.DIFFUSERS_VAE
     if name == "unet":
-        return None
+        return layouts.diffusers_unet_table(file.entries)
     return layouts.clip_table(not any(key.startswith("text_model.") for key in file.entries), True)
 
 

@@ -585,10 +585,11 @@ def open_folder(path: Path | str, variant: str | None = None) -> Folder:
     path = Path(path)
     if not (path / "model_index.json").is_file():
         raise DanqingError(f"{path}: is a folder without a model_index.json, not a model")
-    found = {name: path / name for name in COMPONENTS if (path / name).is_dir()}
+    vae = "vqvae" if (path / "vqvae").is_dir() else "vae"  # diffusers' LDMSuperResolutionPipeline
+    found = {name: folder for name in COMPONENTS if (folder := path / (vae if name == "vae" else name)).is_dir()}
     opened = {name: open_component(folder, variant) for name, folder in found.items()}
     configs = {
-        folder.name: read_json(file)
+        "vae" if folder.name == vae else folder.name: read_json(file)
         for folder in sorted(path.iterdir())
         for file in (folder / "config.json", folder / "scheduler_config.json")
         if file.is_file()

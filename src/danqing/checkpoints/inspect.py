@@ -11,7 +11,7 @@ from typing import Any
 from danqing.checkpoints import hashes
 from danqing.checkpoints.checkpoint import Checkpoint, networks, open_checkpoint, problems
 from danqing.checkpoints.files import Entry, open_component, open_file
-from danqing.checkpoints.recognise import FUTURE, kind_of
+from danqing.checkpoints.recognise import CHECKPOINTS, FUTURE, kind_of
 from danqing.errors import DanqingError
 
 
@@ -30,7 +30,7 @@ class Report:
     family: str | None = None
     family_title: str | None = None
     variant: str | None = None
-    """`base`, `inpaint`, `pix2pix`."""
+    """`base`, `inpaint`, `pix2pix`, `upscale`."""
     prediction: str | None = None
     prediction_known_by: str | None = None
     zero_terminal_snr: bool | None = None
@@ -91,7 +91,7 @@ def _report(path: Path) -> Report:
         return Report(str(path), False, "damaged", "not a readable model", bytes=size, trouble=(str(error),))
     kind = kind_of(file.shapes)
     trouble: tuple[str, ...] = ()
-    if kind.name == "checkpoint":
+    if kind.name in CHECKPOINTS:
         try:
             return _checkpoint(open_checkpoint(path), size)
         except DanqingError as error:

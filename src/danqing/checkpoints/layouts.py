@@ -61,6 +61,19 @@ CONV1X1 = Op(
 """Linear layers that latent diffusion writes as 1x1 convolutions; vectors (biases) pass."""
 FUSED = Op("fused")
 """One foreign tensor holds several canonical ones, one below the other (OpenCLIP's in_proj)."""
+CONV1D = Op(
+    "1-D convolution",
+    _flat,
+    lambda shape: (*shape, 1) if len(shape) == 2 else shape,
+    lambda t: t.reshape(_flat(t.shape)),
+    lambda t: t[..., None] if t.dim() == 2 else t,
+)
+"""Linear layers over pixels as 1-D convolutions; vectors (biases) pass."""
+HEADS = Op("heads")
+"""As FUSED, of a 1-D convolution, and by heads: one head's query, key and value rows, then the next head's."""
+_JOINED = (FUSED, HEADS)
+HEAD = 32
+"""Channels of a head wherever latent diffusion's U-Net has no text (`num_head_channels`): shapes do not tell them."""
 NOWHERE = Op("nowhere")
 """Has no canonical place: a buffer that is no weight, or a part that the family does without."""
 
@@ -96,14 +109,10 @@ class Table:
         left: Entries = {}
         for key, entry in entries.items():
             rule, tail = _longest(self._by_foreign, key)
-            if (
-                rule is None
-                or rule.op is NOWHERE
-                or (rule.op is FUSED and (tail or not _splits(entry, len(rule.canonical))))
-            ):
+            if rule is None or rule.op is NOWHERE or (rule.op in _JOINED and (tail or not _splits(entry, rule))):
                 left[key] = entry
-            elif rule.op is FUSED:
-                found |= _split(entry, rule.canonical)
+            elif rule.op in _JOINED:
+                found |= _split_heads(entry, rule.canonical) if rule.op is HEADS else _split(entry, rule.canonical)
             elif f"{rule.canonical[0]}{tail}" in found:
                 left[key] = entry
             else:
@@ -116,11 +125,12 @@ class Table:
         left: Entries = {}
         for key, entry in entries.items():
             rule, tail = _longest(self._by_canonical, key)
-            if rule is None or (rule.op is FUSED and (tail or not _joins(entries, rule.canonical))):
+            if rule is None or (rule.op in _JOINED and (tail or not _joins(entries, rule.canonical))):
                 left[key] = entry
-            elif rule.op is FUSED:
+            elif rule.op in _JOINED:
                 if key == rule.canonical[0]:
-                    found[rule.foreign] = _join([entries[name] for name in rule.canonical])
+                    join = _join_heads if rule.op is HEADS else _join
+                    found[rule.foreign] = join([entries[name] for name in rule.canonical])
             else:
                 found[f"{rule.foreign}{tail}"] = _changed(entry, rule.op, rule.op.shape_out, rule.op.out)
         return found, left
@@ -140,8 +150,10 @@ def _changed(entry: Entry, op: Op, shape: Callable[[Shape], Shape], change: Call
     return entry if op is KEEP else Entry(shape(entry.shape), entry.dtype, lambda: change(entry.load()))
 
 
-def _splits(entry: Entry, parts: int) -> bool:
-    return bool(entry.shape) and entry.shape[0] % parts == 0
+def _splits(entry: Entry, rule: Rule) -> bool:
+    parts, by_heads = len(rule.canonical), rule.op is HEADS
+    whole = not by_heads or len(_flat(entry.shape)) <= 2
+    return bool(entry.shape) and whole and entry.shape[0] % (parts * HEAD if by_heads else parts) == 0
 
 
 def _joins(entries: Mapping[str, Entry], names: Iterable[str]) -> bool:
@@ -161,6 +173,29 @@ def _split(entry: Entry, names: tuple[str, ...]) -> Entries:
 def _join(parts: list[Entry]) -> Entry:
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
     return Entry(shape, parts[0].dtype, lambda: torch.cat([part.load() for part in parts]))
+
+
+def _split_heads(entry: Entry, names: tuple[str, ...]) -> Entries:
+    rows = entry.shape[0] // len(names)
+
+    def part(index: int) -> Entry:
+        def load() -> Tensor:
+            whole = entry.load()
+            return whole.reshape(-1, len(names), HEAD, *whole.shape[1:2])[:, index].flatten(0, 1)
+
+        return Entry((rows, *entry.shape[1:2]), entry.dtype, load)
+
+    return {name: part(index) for index, name in enumerate(names)}
+
+
+def _join_heads(parts: list[Entry]) -> Entry:
+    rows, *columns = parts[0].shape
+
+    def load() -> Tensor:
+        heads = torch.stack([part.load().reshape(-1, HEAD, *columns) for part in parts], 1).flatten(0, 2)
+        return heads[..., None] if columns else heads
+
+    return Entry((rows * len(parts), *columns, *([1] if columns else [])), parts[0].dtype, load)
 
 
 # --- latent diffusion's U-Net -----------------------------------------------------------------------------------------
@@ -192,6 +227,8 @@ class Depths:
     down: tuple[tuple[int, ...], ...]
     mid: int | None
     up: tuple[tuple[int, ...], ...]
+    plain: bool = False
+    """Whether attention stands in the transformers' place, as where there is no text."""
 
 
 def count_children(keys: Iterable[str], prefix: str) -> int:
@@ -204,7 +241,8 @@ def unet_depths(keys: Mapping[str, Shape]) -> Depths:
     parts = _by_block(keys)
 
     def depth(block: str) -> int:
-        return count_children(parts.get(block, {}), f"{block}.1.transformer_blocks")
+        part = parts.get(block, {})
+        return count_children(part, f"{block}.1.transformer_blocks") or int(f"{block}.1.qkv.weight" in part)
 
     down: list[list[int]] = [[]]
     for i in range(1, 200):
@@ -225,8 +263,10 @@ def unet_depths(keys: Mapping[str, Shape]) -> Depths:
             up.append([])
     mid = None
     if "middle_block.0.in_layers.2.weight" in keys:
-        mid = count_children(parts.get("middle_block.1", {}), "middle_block.1.transformer_blocks")
-    return Depths(tuple(map(tuple, down)), mid, tuple(map(tuple, up)))
+        part = parts.get("middle_block.1", {})
+        mid = count_children(part, "middle_block.1.transformer_blocks") or int("middle_block.1.qkv.weight" in part)
+    plain = any(key.endswith(".1.qkv.weight") for key in keys)
+    return Depths(tuple(map(tuple, down)), mid, tuple(map(tuple, up)), plain)
 
 
 def _by_block(keys: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
@@ -248,26 +288,36 @@ def unet_table(depths: Depths) -> Table:
     def resnet(foreign: str, canonical: str) -> None:
         rules.extend(rule(f"{foreign}.{a}", f"{canonical}.{b}") for a, b in _UNET_RESNET)
 
+    def attention(foreign: str, canonical: str) -> None:
+        if not depths.plain:
+            rules.append(rule(foreign, canonical))
+            return
+        rules.append(rule(f"{foreign}.norm", f"{canonical}.group_norm"))
+        rules.append(rule(f"{foreign}.proj_out", f"{canonical}.to_out.0", CONV1D))
+        for kind in ("weight", "bias"):
+            names = tuple(f"{canonical}.to_{part}.{kind}" for part in "qkv")
+            rules.append(rule(f"{foreign}.qkv.{kind}", names, HEADS))
+
     block = 1
     for level, blocks in enumerate(depths.down):
         for j, depth in enumerate(blocks):
             resnet(f"input_blocks.{block}.0", f"down_blocks.{level}.resnets.{j}")
             if depth:
-                rules.append(rule(f"input_blocks.{block}.1", f"down_blocks.{level}.attentions.{j}"))
+                attention(f"input_blocks.{block}.1", f"down_blocks.{level}.attentions.{j}")
             block += 1
         rules.append(rule(f"input_blocks.{block}.0.op", f"down_blocks.{level}.downsamplers.0.conv"))
         block += 1
     if depths.mid is not None:
         resnet("middle_block.0", "mid_block.resnets.0")
         if depths.mid:
-            rules.append(rule("middle_block.1", "mid_block.attentions.0"))
+            attention("middle_block.1", "mid_block.attentions.0")
         resnet("middle_block.2", "mid_block.resnets.1")
     block = 0
     for level, blocks in enumerate(depths.up):
         for j, depth in enumerate(blocks):
             resnet(f"output_blocks.{block}.0", f"up_blocks.{level}.resnets.{j}")
             if depth:
-                rules.append(rule(f"output_blocks.{block}.1", f"up_blocks.{level}.attentions.{j}"))
+                attention(f"output_blocks.{block}.1", f"up_blocks.{level}.attentions.{j}")
             if j == len(blocks) - 1:
                 place = 2 if depth else 1
                 rules.append(rule(f"output_blocks.{block}.{place}.conv", f"up_blocks.{level}.upsamplers.0.conv"))
@@ -282,8 +332,8 @@ _OLD_ATTENTION = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_
 
 
 def vae_table(levels: int, layers: int) -> Table:
-    """Latent diffusion's KL autoencoder to diffusers' AutoencoderKL; the decoder counts its levels the other way."""
-    rules = [rule(name, name) for name in ("quant_conv", "post_quant_conv")]
+    """Latent diffusion's autoencoders, KL and VQ, to diffusers'; the decoder counts its levels the other way."""
+    rules = [rule(name, name) for name in ("quant_conv", "post_quant_conv", "quantize")]
 
     def resnet(foreign: str, canonical: str) -> None:
         rules.append(rule(foreign, canonical))
@@ -331,7 +381,13 @@ DIFFUSERS_VAE = Table(
     )
 )
 """diffusers' own autoencoder, with the attention's names from before its version 0.17."""
-DIFFUSERS_UNET = Table((rule("", ""),))
+
+
+def diffusers_unet_table(keys: Iterable[str]) -> Table:
+    """diffusers' own U-Nets; without text, with their attentions' names from before its version 0.17 if so in `keys`."""
+    places = sorted({key.removesuffix(".query.weight") for key in keys if key.endswith(".query.weight")})
+    old = (rule(f"{place}.{a}", f"{place}.{b}", CONV1X1) for place in places for a, b in _OLD_ATTENTION)
+    return Table((rule("", ""), *old))
 
 
 # --- text encoders ----------------------------------------------------------------------------------------------------

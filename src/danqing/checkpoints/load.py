@@ -17,7 +17,7 @@ from danqing.checkpoints.checkpoint import VAE_PREFIX, networks, open_checkpoint
 from danqing.checkpoints.files import Entry, TensorFile, open_component, open_file, read_json
 from danqing.checkpoints.layouts import Entries
 from danqing.checkpoints.memory import Block
-from danqing.checkpoints.recognise import FAMILY_KEY, family_from_json, kind_of, vae_config
+from danqing.checkpoints.recognise import CHECKPOINTS, FAMILY_KEY, family_from_json, kind_of, vae_config
 from danqing.checkpoints.sidecars import exact_vae
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES, Family, Model
@@ -175,7 +175,7 @@ def _find_vae(path: Path) -> _FoundVae:
         return _from_vae_file(file, path)
     file = open_file(path)
     kind = kind_of(file.shapes)
-    if kind.name == "checkpoint":
+    if kind.name in CHECKPOINTS:
         checkpoint = open_checkpoint(path)
         if "vae" not in checkpoint.components:
             raise DanqingError(f"{path}: is a checkpoint without a baked VAE")
@@ -189,7 +189,7 @@ def _from_vae_file(file: TensorFile, folder: Path) -> _FoundVae:
     prefix = next((p for p in (VAE_PREFIX, "vae.", "model.") if f"{p}decoder.conv_in.weight" in file.entries), "")
     entries = {key[len(prefix) :]: entry for key, entry in file.entries.items() if key.startswith(prefix)}
     shapes = {key: entry.shape for key, entry in entries.items()}
-    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
     entries = {key: entry for key, entry in entries.items() if key.startswith(parts)}
     if "decoder.up_blocks.0.resnets.0.norm1.weight" in entries:
         canonical, left = layouts.DIFFUSERS_VAE.to_canonical(entries)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from danqing.checkpoints.layouts import Shape, count_children
+from danqing.checkpoints.layouts import HEAD, Shape, count_children
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES, Family, Prediction, Process
 from danqing.models.autoencoder import AutoencoderConfig
@@ -78,6 +78,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("unclip", "an unCLIP model", r"^embedder\.model\.|^noise_augmentor\."),
     Kind("altdiffusion", "an AltDiffusion model", r"^cond_stage_model\.roberta\."),
     Kind("upscale", "a Stable Diffusion upscaling model", r"^model\.diffusion_model\.label_emb\.weight$"),
+    Kind("ldsr", "a latent-diffusion upscaler", r"^first_stage_model\.quantize\.embedding\.weight$"),
     Kind("checkpoint", "a checkpoint", r"^model\.diffusion_model\.input_blocks\.0\.0\.weight$"),
     Kind(
         "denoiser",
@@ -99,6 +100,9 @@ KINDS: tuple[Kind, ...] = (
     Kind("other", "a diffusion model of an architecture that Danqing does not know", r"^model\.diffusion_model\."),
 )
 """First come, first served."""
+
+CHECKPOINTS = frozenset(["checkpoint", "ldsr"])
+"""Whole models: a U-Net with all that it needs."""
 
 FUTURE = frozenset(
     [
@@ -132,8 +136,8 @@ def kind_of(shapes: Mapping[str, Shape]) -> Kind:
 
 
 def require_checkpoint(path: Path, kind: Kind) -> None:
-    """Raises DanqingError unless `kind` is a checkpoint; the line says what the file is."""
-    if kind.name == "checkpoint":
+    """Raises DanqingError unless `kind` is a whole model; the line says what the file is."""
+    if kind.name in CHECKPOINTS:
         return
     if kind.name in FUTURE:
         raise DanqingError(f"{path}: is {kind.title}, which this version does not support yet")
@@ -153,14 +157,17 @@ def _need(shapes: Mapping[str, Shape], key: str, rank: int) -> Shape:
 def unet_config(shapes: Mapping[str, Shape], pooled: int | None = None) -> UNetConfig:
     """The U-Net that has these canonical names and shapes; `pooled` is the pooled text vector's width if known.
 
-    Shapes do not tell the heads: SD 1.x has 8 everywhere, later families one for each 64 channels. Norm groups are
-    32 in all of them, where that divides the channels. Raises DanqingError if a name that all of them have is missing.
+    Shapes do not tell the heads: SD 1.x has 8 everywhere, later families one for each 64 channels, and one without text
+    one for each 32. Norm groups are 32 in all of them, where that divides the channels. Raises DanqingError if a name
+    that all of them have is missing, or if it takes no text and no picture of its output's channels either.
     """
+    plain = any(key.endswith(".attentions.0.to_q.weight") for key in shapes)
 
     def depths(block: str) -> tuple[int, ...]:
         part = {key: shape for key, shape in shapes.items() if key.startswith(f"{block}.")}
         return tuple(
             count_children(part, f"{block}.attentions.{j}.transformer_blocks")
+            or int(f"{block}.attentions.{j}.to_q.weight" in part)
             for j in range(count_children(part, f"{block}.resnets"))
         )
 
@@ -168,21 +175,24 @@ def unet_config(shapes: Mapping[str, Shape], pooled: int | None = None) -> UNetC
     channels = tuple(_need(shapes, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(levels))
     middle = depths("mid_block")
     contexts = {shape[1] for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight") and len(shape) == 2}
-    if len(contexts) != 1:
+    ends = _need(shapes, "conv_in.weight", 4)[1], _need(shapes, "conv_out.weight", 4)[0]
+    if plain and ends[0] != 2 * ends[1]:
+        raise DanqingError(f"its U-Net takes no text, and {ends[0]} channels: it is no upscaler")
+    if len(contexts) != (0 if plain else 1):
         raise DanqingError(f"its cross-attention layers take contexts of {len(contexts)} different widths")
     linear = any(len(shape) == 2 for key, shape in shapes.items() if key.endswith(".proj_in.weight"))
     added = shapes.get("add_embedding.linear_1.weight", (0, 0))[-1]
     pooled_width, size_ids = _pooled_and_ids(added, pooled)
     try:
         return UNetConfig(
-            in_channels=_need(shapes, "conv_in.weight", 4)[1],
-            out_channels=_need(shapes, "conv_out.weight", 4)[0],
+            in_channels=ends[0],
+            out_channels=ends[1],
             channels=channels,
             down_depth=tuple(depths(f"down_blocks.{i}") for i in range(levels)),
             mid_depth=middle[0] if middle else None,
             up_depth=tuple(depths(f"up_blocks.{i}") for i in range(count_children(shapes, "up_blocks"))),
-            heads=tuple(max(1, c // 64) for c in channels) if linear else (8,) * levels,
-            context_width=contexts.pop(),
+            heads=tuple(max(1, c // (HEAD if plain else 64)) for c in channels) if linear or plain else (8,) * levels,
+            context_width=contexts.pop() if contexts else 0,
             linear_projection=linear,
             pooled_width=pooled_width,
             size_ids=size_ids,
@@ -211,6 +221,7 @@ def vae_config(shapes: Mapping[str, Shape]) -> AutoencoderConfig:
         layers=count_children(shapes, "encoder.down_blocks.0.resnets"),
         latent_channels=_need(shapes, "decoder.conv_in.weight", 4)[1],
         quant_convolutions="post_quant_conv.weight" in shapes,
+        codebook=shapes.get("quantize.embedding.weight", (0,))[0],
     )
 
 
@@ -300,7 +311,9 @@ def differences(family: Family, found: Configs) -> list[str]:
 def _kin(found: Configs) -> list[Family]:
     """The families that a network of unusual size is most like."""
     unet = found.unet
-    if unet.size_ids or unet.pooled_width or "text_encoder_2" in found.text:
+    if not unet.context_width:
+        base = FAMILIES["ldsr"]
+    elif unet.size_ids or unet.pooled_width or "text_encoder_2" in found.text:
         base = FAMILIES["sdxl-refiner" if "text_encoder" not in found.text and found.text else "sdxl"]
     else:
         base = FAMILIES["sd2" if unet.linear_projection else "sd1"]

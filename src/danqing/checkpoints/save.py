@@ -192,7 +192,7 @@ def _ldm_place(name: str, family: Family, prefixes: Mapping[str, str]) -> tuple[
 
 
 def _depths(config: UNetConfig) -> Depths:
-    return Depths(config.down_depth, config.mid_depth, config.up_depth)
+    return Depths(config.down_depth, config.mid_depth, config.up_depth, plain=not config.context_width)
 
 
 def _levels(config: AutoencoderConfig) -> tuple[int, int]:
@@ -221,12 +221,13 @@ def _write_folder(checkpoint: Checkpoint, folder: Path, shard: int | None) -> No
         **{encoder.name: sidecars.clip_json(encoder) for encoder in family.text_encoders},
     }
     for name, config in configs.items():
-        (folder / name).mkdir()
-        write_json(folder / name / "config.json", config)
+        place = folder / ("vqvae" if name == "vae" and family.autoencoder.codebook else name)
+        place.mkdir()
+        write_json(place / "config.json", config)
         stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
-        _write_weights(folder / name, stem, checkpoint.components[name], shard)
+        _write_weights(place, stem, checkpoint.components[name], shard)
     (folder / "scheduler").mkdir()
-    write_json(folder / "scheduler" / "scheduler_config.json", sidecars.scheduler_json(family.process, family.spacing))
+    write_json(folder / "scheduler" / "scheduler_config.json", sidecars.scheduler_json(family))
     for encoder in family.text_encoders:
         own = checkpoint.tokenizers.get(encoder.name)
         if own is not None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from danqing.errors import DanqingError
-from danqing.families import Family, Process, Spacing, TextEncoder
+from danqing.families import Family, TextEncoder
 from danqing.models.autoencoder import AutoencoderConfig
 from danqing.models.clip import CLIPTextConfig
 from danqing.models.unet import UNetConfig
@@ -53,11 +53,18 @@ def exact_unet(derived: UNetConfig, config: Config, pooled: int | None, where: s
     """What shapes tell of the U-Net, completed by `unet/config.json`. Raises DanqingError for unsupported options.
 
     `pooled` is the pooled text vector's width, where the text encoder is there to tell.
-    diffusers' `attention_head_dim` is the number of heads, by an old mistake that all its files carry on.
+    diffusers' `attention_head_dim` is the number of heads, by an old mistake that all its files carry on; only in a
+    U-Net without text is it what it says.
     """
     where = f"{where}: unet/config.json"
     _plain(config, _UNET_PLAIN, where)
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+    if not derived.context_width:
+        _plain(
+            config, {"downsample_type": ("conv",), "upsample_type": ("conv",), "attn_norm_num_groups": (None,)}, where
+        )
+        width = _whole(config, "attention_head_dim", 8, where)
+        heads = [max(c // width, 1) for c in derived.channels]
     heads = list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(derived.channels)
     suited = len(heads) == len(derived.channels) and all(type(h) is int and h > 0 for h in heads)
     if not suited or any(c % h for c, h in zip(derived.channels, heads)):
@@ -87,6 +94,9 @@ def exact_vae(derived: AutoencoderConfig, config: Config, where: str) -> Autoenc
     where = f"{where}: vae/config.json"
     _plain(config, {"act_fn": ("silu", "swish"), "mid_block_add_attention": (True,)}, where)
     changes: dict[str, Any] = {"groups": _whole(config, "norm_num_groups", 32, where)}
+    if derived.codebook:  # diffusers writes a scaling factor for these too, and does not use it
+        _plain(config, {"norm_type": ("group",), "lookup_from_codebook": (False,)}, where)
+        return replace(derived, **changes, scale=1.0)
     for name, key, default in (("scale", "scaling_factor", 0.18215), ("shift", "shift_factor", 0.0)):
         value = config.get(key)
         value = default if value is None else value
@@ -164,9 +174,36 @@ def unet_json(config: UNetConfig, sample_size: int) -> dict[str, Any]:
         "up_block_types": ["CrossAttnUpBlock2D" if any(depth) else "UpBlock2D" for depth in config.up_depth],
         "use_linear_projection": config.linear_projection,
     }
+    if not config.context_width:
+        return _without_text(result, config)
     if up != down[::-1]:
         result["reverse_transformer_layers_per_block"] = up
     return result
+
+
+_WITH_TEXT = (
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "cross_attention_dim",
+    "projection_class_embeddings_input_dim",
+    "time_cond_proj_dim",
+    "transformer_layers_per_block",
+    "use_linear_projection",
+)
+"""What diffusers' U-Net without text has no field for."""
+
+
+def _without_text(full: dict[str, Any], config: UNetConfig) -> dict[str, Any]:
+    def types(full: list[str]) -> list[str]:
+        return [name.replace("CrossAttn", "Attn") for name in full]
+
+    return {key: value for key, value in full.items() if key not in _WITH_TEXT} | {
+        "_class_name": "UNet2DModel",
+        "attention_head_dim": config.channels[-1] // config.heads[-1],
+        "down_block_types": types(full["down_block_types"]),
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": types(full["up_block_types"]),
+    }
 
 
 def vae_json(config: AutoencoderConfig, sample_size: int) -> dict[str, Any]:
@@ -193,6 +230,9 @@ def vae_json(config: AutoencoderConfig, sample_size: int) -> dict[str, Any]:
         result |= {"use_quant_conv": False, "use_post_quant_conv": False}
     if config.mean and config.std:
         result |= {"latents_mean": list(config.mean), "latents_std": list(config.std)}
+    if config.codebook:
+        sizes = {"num_vq_embeddings": config.codebook, "vq_embed_dim": config.latent_channels}
+        result |= {"_class_name": "VQModel", **sizes}
     return result
 
 
@@ -222,8 +262,9 @@ def clip_json(encoder: TextEncoder) -> dict[str, Any]:
     }
 
 
-def scheduler_json(process: Process, spacing: Spacing | None) -> dict[str, Any]:
-    """diffusers' `scheduler/scheduler_config.json`; `spacing` None leaves it to each scheduler class."""
+def scheduler_json(family: Family) -> dict[str, Any]:
+    """diffusers' `scheduler/scheduler_config.json`; a family's `spacing` of None leaves it to each scheduler class."""
+    process, spacing = family.process, family.spacing
     if process.prediction == "edm":
         low, high = process.edm_range
         return {
@@ -242,7 +283,9 @@ def scheduler_json(process: Process, spacing: Spacing | None) -> dict[str, Any]:
             "shift": process.shift,
         }
     return {
-        "_class_name": "DDIMScheduler" if process.zero_terminal_snr else "PNDMScheduler",
+        "_class_name": (
+            "DDIMScheduler" if process.zero_terminal_snr or family.variant == "upscale" else "PNDMScheduler"
+        ),
         "beta_end": process.beta_end,
         "beta_schedule": "scaled_linear",
         "beta_start": process.beta_start,
@@ -260,7 +303,7 @@ def scheduler_json(process: Process, spacing: Spacing | None) -> dict[str, Any]:
 
 def model_index(family: Family, tokenizers: Mapping[str, str]) -> dict[str, Any]:
     """diffusers' `model_index.json`; `tokenizers` maps text encoders to their tokenizers' folders."""
-    scheduler = scheduler_json(family.process, family.spacing)["_class_name"]
+    scheduler = scheduler_json(family)["_class_name"]
     result: dict[str, Any] = {"_diffusers_version": "0.30.0"}
     for encoder in family.text_encoders:
         kind = "CLIPTextModel" if encoder.config.projection is None else "CLIPTextModelWithProjection"
@@ -271,6 +314,10 @@ def model_index(family: Family, tokenizers: Mapping[str, str]) -> dict[str, Any]
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+    if family.variant == "upscale":
+        result["unet"], result["vqvae"] = ["diffusers", "UNet2DModel"], ["diffusers", "VQModel"]
+        del result["vae"]
+        return result | {"_class_name": "LDMSuperResolutionPipeline"}
     if family.size_ids == "none":
         pipe = {"inpaint": "StableDiffusionInpaintPipeline", "pix2pix": "StableDiffusionInstructPix2PixPipeline"}
         result |= {

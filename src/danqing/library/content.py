@@ -22,6 +22,7 @@ _KINDS: dict[str, Kind] = {
     "t2i-adapter": "controlnet",
     "ip-adapter": "ip_adapter",
     "upscaler": "upscaler",
+    "ldsr": "upscaler",
     "unknown": "unknown",
 }
 """`recognise.Kind.name` -> the library's kinds; architectures of later versions and previews are `other`."""
@@ -43,6 +44,8 @@ class Content:
 
 def look(path: Path) -> Content:
     """What the file or diffusers folder holds. Raises DanqingError for what is no model, or not a whole one."""
+    if (path / "model_index.json").is_file() and (path / "vqvae").is_dir():
+        return Content("upscaler", "a latent-diffusion upscaler", "")
     if (path / "model_index.json").is_file():
         return Content("checkpoint", "a checkpoint", "")
     if path.is_dir():

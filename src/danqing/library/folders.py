@@ -243,7 +243,7 @@ def _folder_model(names: Iterable[str]) -> Kind | None:
     """What a folder with these names in it is, where it is one model: a pipeline, an adapter, a single network."""
     names = set(names)
     if "model_index.json" in names:
-        return "checkpoint"
+        return "upscaler" if "vqvae" in names else "checkpoint"
     if "adapter_config.json" in names:
         return "lora"
     if "config.json" not in names:

@@ -1,4 +1,7 @@
-"""The KL autoencoder of latent diffusion (Rombach et al. 2022). Modules are named as diffusers' AutoencoderKL names them."""
+"""The autoencoders of latent diffusion (Rombach et al. 2022): KL, and VQ, which rounds latents to a codebook's vectors.
+
+Modules are named as diffusers' AutoencoderKL and VQModel name them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danqing.models.layers import Conv2d, GroupNorm, ResBlock, Upsample
-from danqing.runtime.attention import attention
+from danqing.models.layers import Conv2d, GroupNorm, PixelAttention, ResBlock, Upsample
 from danqing.runtime.tiles import tiled
 
 EPS = 1e-6
@@ -23,12 +25,19 @@ class AutoencoderConfig:
     groups: int = 32
     quant_convolutions: bool = True
     """Whether `quant_conv` and `post_quant_conv` are there (SD 1.x, 2.x, XL; not SD 3)."""
+    codebook: int = 0
+    """The vectors that latents are rounded to before they are decoded (VQ, van den Oord et al. 2017); 0 is none (KL)."""
     scale: float = 0.18215
     shift: float = 0.0
     """Model-space latents are (z - shift) * scale."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     """Per channel, where a family normalises so (Playground 2.5): (z - mean) / std * scale."""
+
+    @property
+    def moments(self) -> int:
+        """The encoder's channels: mean and log variance of each latent value, or the value itself (VQ)."""
+        return self.latent_channels if self.codebook else 2 * self.latent_channels
 
     @property
     def downscale(self) -> int:
@@ -43,7 +52,7 @@ class Posterior:
     mean: Tensor
     """(B, C, H, W)."""
     logvar: Tensor
-    """(B, C, H, W)."""
+    """(B, C, H, W); minus infinity where there is but one answer (VQ)."""
 
     def sample(self, noise: Tensor) -> Tensor:
         """Latents drawn by `noise` (B, C, H, W) of unit variance."""
@@ -54,28 +63,11 @@ class Posterior:
         return self.mean
 
 
-class Attention(nn.Module):
-    """Attention of all pixels to each other, by one head: (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, width: int, groups: int) -> None:
-        super().__init__()
-        self.group_norm = GroupNorm(groups, width, EPS)
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)[:, None]  # (B, 1, H W, C)
-        out = self.to_out[0](attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)))
-        return x + out[:, 0].unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
-
-
 class MidBlock(nn.Module):
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResBlock(width, width, groups, EPS) for _ in range(2))
-        self.attentions = nn.ModuleList([Attention(width, groups)])
+        self.attentions = nn.ModuleList([PixelAttention(width, groups, EPS)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))  # type: ignore[no-any-return]
@@ -108,7 +100,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels (B, 3, H, W) -> moments (B, 2 C, h, w)."""
+    """Pixels (B, 3, H, W) -> moments (B, 2 C, h, w), or latents (B, C, h, w) where there is a codebook."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -122,7 +114,7 @@ class Encoder(nn.Module):
             self.down_blocks.append(level)
         self.mid_block = MidBlock(channels[-1], config.groups)
         self.conv_norm_out = GroupNorm(config.groups, channels[-1], EPS)
-        self.conv_out = Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[-1], config.moments, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -156,6 +148,25 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))  # type: ignore[no-any-return]
 
 
+QUANTIZE_ROWS = 1024
+"""Vectors at a time: their distances to a codebook of 8192 are 32 MB."""
+
+
+class Quantizer(nn.Module):
+    """Latents (B, C, h, w) -> each cell's nearest vector of the codebook, alike."""
+
+    def __init__(self, vectors: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vectors, width)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        cells = latents.permute(0, 2, 3, 1)  # (B, h, w, C)
+        book = self.embedding.weight.float()
+        rows = cells.flatten(0, 2).float().split(QUANTIZE_ROWS)
+        nearest = torch.cat([torch.cdist(part, book).argmin(1) for part in rows])
+        return self.embedding(nearest).view_as(cells).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
 class Autoencoder(nn.Module):
     """Between pixels in [-1, 1] and model-space latents: scale, shift, mean and deviation are applied within.
 
@@ -166,10 +177,11 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        latent = config.latent_channels
+        latent, moments = config.latent_channels, config.moments
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = Conv2d(2 * latent, 2 * latent, 1) if config.quant_convolutions else None
+        self.quantize = Quantizer(config.codebook, latent) if config.codebook else None
+        self.quant_conv = Conv2d(moments, moments, 1) if config.quant_convolutions else None
         self.post_quant_conv = Conv2d(latent, latent, 1) if config.quant_convolutions else None
         self.eval()
 
@@ -198,6 +210,7 @@ class Autoencoder(nn.Module):
         return (moments if self.quant_conv is None else self.quant_conv(moments)).float()
 
     def _pixels(self, latents: Tensor) -> Tensor:
+        latents = latents if self.quantize is None else self.quantize(latents)
         latents = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
         return self.decoder(latents).float()  # type: ignore[no-any-return]
 
@@ -207,9 +220,13 @@ class Autoencoder(nn.Module):
         return (latents.float() / factor + offset).to(self.decoder.conv_in.weight.dtype)
 
     def _posterior(self, moments: Tensor) -> Posterior:
-        mean, logvar = moments.chunk(2, 1)
+        if self.quantize is not None:
+            mean, logvar = moments, torch.full_like(moments, -torch.inf)
+        else:
+            mean, logvar = moments.chunk(2, 1)
+            logvar = logvar.clamp(-30, 20)
         factor, offset = self._normal(mean)
-        return Posterior((mean - offset) * factor, logvar.clamp(-30, 20) + 2 * factor.log())
+        return Posterior((mean - offset) * factor, logvar + 2 * factor.log())
 
     def _normal(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """(factor, offset), each (1, C or 1, 1, 1) float32: model space is (z - offset) * factor."""

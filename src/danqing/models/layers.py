@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danqing.runtime.attention import attention
+
 
 def by_row(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`fn` of x (B, ...) one row at a time."""
@@ -63,6 +65,26 @@ class ResBlock(nn.Module):
             hidden = hidden + per_row(self.time_emb_proj, F.silu(embedding))[:, :, None, None]
         hidden = self.conv2(F.silu(self.norm2(hidden), inplace=True))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))  # type: ignore[no-any-return]
+
+
+class PixelAttention(nn.Module):
+    """Attention of all pixels to each other, by `heads` heads, added to them: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, width: int, groups: int, eps: float, heads: int = 1) -> None:
+        super().__init__()
+        self.heads = heads
+        self.group_norm = GroupNorm(groups, width, eps)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, H W, C)
+        projected = (layer(tokens) for layer in (self.to_q, self.to_k, self.to_v))
+        query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in projected)
+        out = self.to_out[0](attention(query, key, value).transpose(1, 2).flatten(2))
+        return x + out.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class Upsample(nn.Module):

@@ -1,6 +1,6 @@
 """The U-Net of Stable Diffusion 1.x, 2.x, XL and their distilled kin (Rombach et al. 2022, Podell et al. 2023).
 
-Modules are named as diffusers' UNet2DConditionModel names them.
+Modules are named as diffusers' UNet2DConditionModel names them, without text as its UNet2DModel does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danqing.models.layers import Conv2d, GroupNorm, ResBlock, Upsample, per_row
+from danqing.models.layers import Conv2d, GroupNorm, PixelAttention, ResBlock, Upsample, per_row
 from danqing.models.patches import Patches
 from danqing.runtime.attention import attention
 
@@ -22,7 +22,7 @@ from danqing.runtime.attention import attention
 @dataclass(frozen=True)
 class UNetConfig:
     in_channels: int = 4
-    """4; 9 for inpainting (latents, mask, masked latents), 8 for instruct-pix2pix."""
+    """4; 9 for inpainting (latents, mask, masked latents), 8 for instruct-pix2pix; 6 (latents, picture) for LDSR."""
     out_channels: int = 4
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     """Per level, from the finest."""
@@ -35,6 +35,7 @@ class UNetConfig:
     heads: tuple[int, ...] = (8, 8, 8, 8)
     """Attention heads per level (the middle has the last level's)."""
     context_width: int = 768
+    """0 is no text: in a transformer's place stands one attention of the pixels to each other (a depth of 1)."""
     linear_projection: bool = False
     """Whether transformers enter and leave by a linear layer (SD 2.x, XL) or a 1x1 convolution (SD 1.x)."""
     pooled_width: int = 0
@@ -198,6 +199,16 @@ class Transformer(nn.Module):
         return x + tokens.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
+class Plain(PixelAttention):
+    """What stands in a transformer's place where there is no text."""
+
+    def __init__(self, width: int, heads: int, config: UNetConfig) -> None:
+        super().__init__(width, config.groups, 1e-5, heads)
+
+    def forward(self, x: Tensor, *told: object) -> Tensor:
+        return super().forward(x)
+
+
 class Level(nn.Module):
     """Residual blocks, each with its transformer where there is one: what all parts of the U-Net are made of."""
 
@@ -213,6 +224,8 @@ class Level(nn.Module):
         self.attentions = nn.ModuleDict(
             {
                 str(j): Transformer(f"{name}.attentions.{j}", pairs[j][1], heads, depth, config)
+                if config.context_width
+                else Plain(pairs[j][1], heads, config)
                 for j, depth in enumerate(depths)
                 if depth
             }
@@ -374,10 +387,10 @@ class UNet(nn.Module):
     ) -> Tensor:
         """The network's raw output (B, out_channels, H, W).
 
-        latents (B, in_channels, H, W) of any size; timestep (B,), fractions welcome; context (B, T, C); `mask`
-        (B, T) bool, True where the context counts; `pooled` (B, P) and `time_ids` (B, size_ids) for SDXL; `guidance`
-        (B,) is the CFG scale that an LCM is told. All but the latents may have B = 1 for all pictures alike, which
-        is also the cheapest.
+        latents (B, in_channels, H, W) of any size; timestep (B,), fractions welcome; context (B, T, C), not looked at
+        where there is no text; `mask` (B, T) bool, True where the context counts; `pooled` (B, P) and `time_ids`
+        (B, size_ids) for SDXL; `guidance` (B,) is the CFG scale that an LCM is told. All but the latents may have
+        B = 1 for all pictures alike, which is also the cheapest.
 
         What `patches.blocks` wraps: a down block's (hidden, embedding, context, mask, patches) -> (hidden, skips);
         the middle's, alike but -> hidden; an up block's (hidden, skips, embedding, context, mask, patches, size) ->
