@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -118,6 +118,7 @@ def test_a_logarithmic_chart() -> None:
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
 
+@example([1.0, 5e-324], True)
 @given(st.lists(finite | st.just(math.nan) | st.just(math.inf), max_size=30), st.booleans())
 def test_any_values_make_a_chart(values: list[float], log: bool) -> None:
     curve = Curve("a", "blue", [(20.0 * (i + 1), value) for i, value in enumerate(values)], dots=True)

@@ -26,10 +26,10 @@ def check_output(output: Path | None, settings: Settings) -> None:
 
     Raises DanqingError, for a pattern with an unknown token too.
     """
-    folder, pattern, suffix = _place(output, settings)
-    check_pattern(pattern)
-    check_suffix(Path(f"x{suffix}") if output is None or suffix != output.suffix else output)
     try:
+        folder, pattern, suffix = _place(output, settings)
+        check_pattern(pattern)
+        check_suffix(Path(f"x{suffix}") if output is None or suffix != output.suffix else output)
         parent = folder
         while not parent.exists():
             parent = parent.parent
@@ -42,7 +42,9 @@ def check_output(output: Path | None, settings: Settings) -> None:
                 f"{output or folder}: nothing can be written to the folder '{parent}'; give another by --output"
             )
     except OSError as error:
-        raise DanqingError(f"{output or folder}: {error.strerror}; give another place by --output") from None
+        raise DanqingError(
+            f"{output or settings.output_folder}: {error.strerror}; give another place by --output"
+        ) from None
 
 
 def names_picture(output: Path) -> bool:
