@@ -40,7 +40,7 @@ def load(
     Any format: the family is recognised from the file. `device` is auto, cpu, cuda, cuda:1 or mps. `dtype` auto is
     bfloat16 where the machine computes in it, else float32. `vae` replaces the checkpoint's autoencoder; `prediction`
     (`epsilon`, `v`) overrides what the file says of itself; `ema` takes its EMA weights.
-    Raises DanqingError where the file is missing, is no checkpoint, or does not fit.
+    Raises DanqingError where the file is missing, is no checkpoint, paints nothing (an upscaler), or does not fit.
     """
     settings = settings or load_settings()
     target = pick_device(device or settings.device)
@@ -52,7 +52,7 @@ def load(
                 raise DanqingError(f"{field}: has no effect without a checkpoint; give one with --model")
         say(NOTICE)
         return placeholder(target, precision)
-    return load_checkpoint(
+    model = load_checkpoint(
         find(str(wanted), "checkpoint", settings).path,
         device=target,
         dtype=precision,
@@ -60,6 +60,9 @@ def load(
         vae=find_vae(str(vae), settings) if vae else None,
         ema=ema,
     )
+    if not model.family.text_encoders:
+        raise DanqingError(f"{model.path}: is {model.family.title}, which only enlarges; give it by --upscaler")
+    return model
 
 
 def find_vae(name: str, settings: Settings | None = None) -> str:

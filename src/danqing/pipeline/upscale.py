@@ -16,6 +16,7 @@ from torch import Tensor
 from danqing.errors import DanqingError
 from danqing.library.names import find, known
 from danqing.library.settings import Settings, load_settings
+from danqing.pipeline.ldsr import is_latent_upscaler, load_latent_upscaler
 from danqing.pipeline.models import Say, print_note
 from danqing.pipeline.networks import load_network
 from danqing.runtime.devices import pick_device, pick_dtype
@@ -50,7 +51,7 @@ class Upscaler:
     resampling: Image.Resampling = Image.Resampling.LANCZOS
     """All there is to it without a network; else what brings the network's picture to the exact size."""
     network: Any = None
-    """spandrel's ImageModelDescriptor."""
+    """spandrel's ImageModelDescriptor, or a `LatentUpscaler`."""
     path: Path | None = None
 
     @property
@@ -73,6 +74,7 @@ def load_upscaler(
 ) -> Upscaler:
     """The upscaler of that name: a resampler's, in any case, or a network's by path or by its name in the library.
 
+    A network is one that spandrel knows, or latent-diffusion super-resolution (LDSR), in a file or diffusers' folder.
     `dtype` is float32 unless given; not every network runs in less.
     Raises DanqingError for an unknown name, a file that holds no upscaler, or spandrel missing.
     """
@@ -87,7 +89,10 @@ def load_upscaler(
     except DanqingError as error:
         raise DanqingError(f"{error}; or is it {' or '.join(near)}?" if near else str(error)) from None
     target = pick_device(device or settings.device)
-    network = load_network(path, target, pick_dtype(dtype or "float32", target))
+    precision = pick_dtype(dtype or "float32", target)
+    if is_latent_upscaler(path):
+        return Upscaler(path.stem, network=load_latent_upscaler(path, target, precision), path=path)
+    network = load_network(path, target, precision)
     if network.purpose == "FaceSR":
         raise DanqingError(f"{path}: {network.architecture.name} restores faces only; give it by --face-restorer")
     return Upscaler(path.stem, network=network, path=path)
