@@ -222,7 +222,7 @@ def chart(title: str, curves: Sequence[Curve], width: int, height: int, log: boo
     if not values:
         return f'{head}<text x="{left}" y="{height // 2}">nothing yet</text></svg>'
     low, high = min(values), max(values)
-    log = log and 1e-100 < low and high < 1e100 and high / low > 5  # beyond, room for the edges overflows
+    log = log and low > 1e-100 and high < 1e100 and high / low > 5  # beyond, room for the edges overflows
     pad = 0.06 * (math.log(high / low) if log else (high - low)) or abs(high) * 0.05 or 1.0
     low, high = (low * math.exp(-pad), high * math.exp(pad)) if log else (low - pad, high + pad)
     end = max(x for curve in curves for x, _ in curve.points) or 1.0
