@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from danqing.families import FAMILIES, SD1, SD2, SDXL, Family, variant
+from danqing.checkpoints.checkpoint import networks
+from danqing.families import FAMILIES, LDSR, SD1, SD2, SDXL, Family, variant
 
 
 def test_names_are_keys() -> None:
@@ -61,3 +62,11 @@ def test_variant_reaches_into_its_parts() -> None:
     assert row.size_ids == "base"
     assert SD1.denoiser.in_channels == 4
     assert SD1.text_encoders == row.text_encoders != SD2.text_encoders
+
+
+def test_ldsr_is_as_large_as_it_is_told() -> None:
+    """The diffusion's weights take 455 MB in float32 (CompVis/latent-diffusion, issue 141)."""
+    parts = networks(LDSR)
+    assert parts.keys() == {"unet", "vae"}
+    assert sum(4 * p.numel() for p in parts["unet"].parameters()) / 1e6 == pytest.approx(455, abs=1)
+    assert LDSR.variant == "upscale"

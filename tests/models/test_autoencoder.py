@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from danqing.models.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from danqing.models.autoencoder import QUANTIZE_ROWS, Autoencoder, AutoencoderConfig, Posterior, Quantizer
 
 SMALL = AutoencoderConfig(channels=(16, 32, 32), layers=1, groups=8)
 
@@ -112,3 +112,20 @@ def test_trains() -> None:
     decoded = network.decode(posterior.sample(torch.randn(posterior.mean.shape)))
     (decoded.square().mean() + posterior.logvar.mean()).backward()
     assert all(p.grad is not None for p in network.parameters())
+
+
+def test_a_codebook_rounds_each_cell_to_its_nearest_vector() -> None:
+    generator = torch.Generator().manual_seed(0)
+    quantizer = Quantizer(7, 3).requires_grad_(False)
+    quantizer.embedding.weight.copy_(torch.randn(7, 3, generator=generator))
+    numbers = torch.randint(7, (2, 30, QUANTIZE_ROWS // 20), generator=generator)
+    exact = quantizer.embedding(numbers).permute(0, 3, 1, 2)
+    assert torch.equal(quantizer(exact + 1e-3 * torch.randn(exact.shape, generator=generator)), exact)
+
+
+def test_a_codebook_leaves_the_encoder_no_doubt() -> None:
+    network = Autoencoder(replace(SMALL, latent_channels=3, codebook=5, scale=1.0)).requires_grad_(False)
+    posterior = network.encode(torch.rand(1, 3, 16, 16))
+    assert posterior.mean.shape == (1, 3, 4, 4)
+    assert torch.equal(posterior.sample(torch.randn(1, 3, 4, 4)), posterior.mean)
+    assert network.decode(posterior.mean).shape == (1, 3, 16, 16)

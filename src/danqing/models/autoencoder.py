@@ -162,8 +162,9 @@ class Quantizer(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         cells = latents.permute(0, 2, 3, 1)  # (B, h, w, C)
         book = self.embedding.weight.float()
-        rows = cells.flatten(0, 2).float().split(QUANTIZE_ROWS)
-        nearest = torch.cat([torch.cdist(part, book).argmin(1) for part in rows])
+        rows = cells.flatten(0, 2).float()
+        parts = [rows[i : i + QUANTIZE_ROWS] for i in range(0, len(rows), QUANTIZE_ROWS)]
+        nearest = torch.cat([torch.cdist(part, book).argmin(1) for part in parts])
         return self.embedding(nearest).view_as(cells).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
