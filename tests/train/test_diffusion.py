@@ -168,6 +168,27 @@ def test_captions_are_dropped_as_often_as_asked(recipe: Made, runs: Path, monkey
     assert max(levels) > 990
 
 
+@pytest.mark.parametrize(("shift", "half"), [(1.0, 500), (3.0, 750)])
+def test_half_of_the_steps_are_beyond_the_shifted_middle(
+    shift: float, half: int, recipe: Made, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = begun(recipe(diffusion={"shift": shift}), runs)
+    drawn: list[torch.Tensor] = []
+    errors = stage._errors
+
+    def watch(denoiser: Any, clean: Any, noise: Any, steps: torch.Tensor, texts: Any) -> Any:
+        drawn.append(steps)
+        return errors(denoiser, clean, noise, steps, texts)
+
+    monkeypatch.setattr(stage, "_errors", watch)
+    for number in range(20):
+        stage.update(number, number, torch.Generator().manual_seed(number))
+    steps = torch.cat(drawn)
+    assert (steps >= half).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert 0 <= steps.min() < 200
+    assert 900 < steps.max() <= 999
+
+
 def test_captions_without_end_are_thinned(recipe: Made, runs: Path) -> None:
     stage = begun(recipe(diffusion={"captions_per_picture": 1}), runs)
     assert set(stage.texts.rows) == {"", *(item.captions[0] for item in (*stage.items, *stage.watched))}

@@ -197,6 +197,8 @@ class DiffusionStage:
         places = (torch.randperm(len(rows), generator=generator) + torch.rand(len(rows), generator=generator)) / len(
             rows
         )
+        shift = self.settings.shift  # Esser et al. 2024, equation 23
+        places = shift * places / (1 + (shift - 1) * places)
         steps = (places * self.process.steps).long().clamp(max=self.process.steps - 1)
         noise = torch.randn(clean.shape, generator=generator)
         error, weight = self._errors(self.forward, clean, noise.to(clean), steps, texts)

@@ -144,6 +144,9 @@ class Diffuse(Loop):
     zero_terminal_snr: bool = True
     weighting: Literal["min-snr", "none"] = "min-snr"
     snr_gamma: float = Field(5.0, gt=0, description="Hang et al. 2023: the signal-to-noise ratio at which it is cut")
+    shift: float = Field(
+        1.0, gt=0, description="above 1 more training steps are near pure noise, where the text decides what is painted"
+    )
     drop_condition: Share = Field(0.1, description="share of pictures that are shown without their caption")
     captions_per_picture: int = Field(12, gt=0, description="captions that are encoded beforehand")
 
