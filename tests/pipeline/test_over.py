@@ -106,6 +106,17 @@ def test_fills_and_soft_inpainting_differ(tiny: Model) -> None:
     assert len({picture.tobytes() for picture in made}) == 5
 
 
+@pytest.mark.parametrize("side", ["left", "right", "up", "down"])
+def test_one_side_is_outpainted(side: str, tiny: Model) -> None:
+    (painted,) = paint(Outpaint, tiny, image=photograph(), mask_blur=4, **{side: 8})
+    photo = np.asarray(photograph())
+    down, across = 8 * (side in ("up", "down")), 8 * (side in ("left", "right"))
+    assert painted.shape == (photo.shape[0] + down, photo.shape[1] + across, 3)
+    top, left = 8 * (side == "up"), 8 * (side == "left")
+    kept = painted[top : top + photo.shape[0], left : left + photo.shape[1]]
+    assert np.array_equal(kept[8:-8, 8:-8], photo[8:-8, 8:-8])
+
+
 def test_outpainting_keeps_the_picture(tiny: Model) -> None:
     (painted,) = paint(Outpaint, tiny, image=photograph(), left=13, up=5, mask_blur=8)
     assert painted.shape == (69, 109, 3)

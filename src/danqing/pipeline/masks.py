@@ -107,9 +107,11 @@ def ramp(size: tuple[int, int], inner: Box, width: int) -> Image.Image:
     Edges of `inner` that are edges of the picture have no ramp.
     """
     left, top, right, bottom = inner
-    x, y = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
-    depth_x = np.minimum(x - left if left > 0 else math.inf, right - x if right < size[0] else math.inf)
-    depth_y = np.minimum(y - top if top > 0 else math.inf, bottom - y if bottom < size[1] else math.inf)
-    depth = np.minimum(depth_x[None, :], depth_y[:, None])
+    depth = np.full(size[::-1], math.inf)
+    for low, high, end, axis in ((left, right, size[0], 1), (top, bottom, size[1], 0)):
+        at = np.expand_dims(np.arange(end) + 0.5, 1 - axis)
+        for edge, inwards in ((low, at - low), (end - high, high - at)):
+            if edge > 0:
+                depth = np.minimum(depth, inwards)
     share = 1 - depth / width if width else (depth < 0).astype(np.float64)
     return Image.fromarray((share.clip(0, 1) * 255).round().astype(np.uint8))
