@@ -98,6 +98,8 @@ InpaintingFill = Literal["fill", "original", "latent noise", "latent nothing"]
 """What stands under the mask before painting; in AUTOMATIC1111's order, whose numbers serve too."""
 DenoisingCurve = Literal["aggressive", "linear", "lazy"]
 """How a loopback's denoising strength goes from the first loop's to the last's (AUTOMATIC1111's script)."""
+TiledMethod = Literal["MultiDiffusion", "Mixture of Diffusers"]
+"""How overlapping tiles are weighted: by ramps across the overlaps, or by a bell about each tile's middle."""
 
 
 def _numbered(value: Any, choices: tuple[str, ...]) -> Any:
@@ -108,6 +110,24 @@ def _numbered(value: Any, choices: tuple[str, ...]) -> Any:
         number = int(value)
         return choices[number] if 0 <= number < len(choices) else value
     return value.strip().casefold() if isinstance(value, str) else value
+
+
+def _settings(value: Any, kind: type[BaseModel]) -> Any:
+    """What a field of `kind` may be written as: `yes` is the defaults, `no` is off, `1,0.5,4` the settings in order."""
+    if isinstance(value, bool):
+        return {} if value else None
+    if not isinstance(value, str):
+        return value
+    if value.strip().casefold() in ("yes", "true", "on"):
+        return {}
+    if value.strip().casefold() in ("no", "false", "off"):
+        return None
+    parts = value.split(",")
+    if len(parts) > len(kind.model_fields):
+        raise ValueError(
+            f"should be yes, no, or up to {len(kind.model_fields)} settings: {', '.join(kind.model_fields)}"
+        )
+    return dict(zip(kind.model_fields, map(str.strip, parts)))
 
 
 class DynamicThresholding(BaseModel):
@@ -130,6 +150,36 @@ class SoftInpainting(BaseModel):
     mask_influence: Unit = Field(0.0, description="how much the given mask counts when the result is laid over")
     difference_threshold: float = Field(0.5, ge=0, le=8, description="change at which a pixel is half the new one")
     difference_contrast: float = Field(2.0, ge=0, le=8, description="how sharply that turns over")
+
+
+class TiledDiffusion(BaseModel):
+    """Pictures larger than a network's memory, in overlapping tiles (MultiDiffusion, Bar-Tal et al. 2023, and others).
+
+    Names, units and defaults are those of AUTOMATIC1111's extension Tiled Diffusion.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    tile_width: int = Field(96, ge=8, le=4096, description="latent cells, of which Stable Diffusion's have 8 pixels")
+    tile_height: int = Field(96, ge=8, le=4096, description="likewise")
+    overlap: int = Field(48, ge=0, le=4095, description="latent cells that neighbours share")
+    batch_size: int = Field(4, ge=1, le=64, description="tiles that share a call of the network, where memory suffices")
+    method: TiledMethod = Field("MultiDiffusion", description="how tiles are weighted where they overlap")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        known = {method.casefold(): method for method in get_args(TiledMethod)}
+        return known.get(value.strip().casefold(), value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _overlaps(self) -> Self:
+        side = min(self.tile_width, self.tile_height)
+        if self.overlap >= side:
+            raise DanqingError(
+                f"tiled_diffusion: an overlap of {self.overlap} leaves nothing of a tile of {side} cells"
+            )
+        return self
 
 
 class Region(BaseModel):
@@ -260,6 +310,11 @@ class Painting(BaseModel):
         None, description="share of the noise schedule after which the refiner takes over; 0.8 by default"
     )
 
+    tiled_diffusion: TiledDiffusion | None = Field(
+        None,
+        description="denoise in overlapping tiles, for large pictures: `yes`, or its settings in order, 96,96,48,4",
+    )
+
     detailers: tuple[Detailer, ...] = Field(
         (), description="find things and paint them again, larger: `face.onnx a face; hand.onnx`"
     )
@@ -274,6 +329,11 @@ class Painting(BaseModel):
         if len(parts) > len(DynamicThresholding.model_fields):
             raise ValueError("should be MIMIC_SCALE or MIMIC_SCALE,PERCENTILE")
         return dict(zip(DynamicThresholding.model_fields, parts))
+
+    @field_validator("tiled_diffusion", mode="before")
+    @classmethod
+    def _tiled(cls, value: Any) -> Any:
+        return _settings(value, TiledDiffusion)
 
     @field_validator("regions", mode="before")
     @classmethod
@@ -329,6 +389,10 @@ class Painting(BaseModel):
             below, above = getattr(self, low), getattr(self, high)
             if below is not None and above is not None and below > above:
                 raise DanqingError(f"{low}: should not be above {high}, {above:g}, but it is {below:g}")
+        if self.tiled_diffusion is not None and self.tiling != "none":
+            raise DanqingError(
+                "tiling: does not go with tiled_diffusion, whose tiles have no seamless edges; leave one out"
+            )
         count = self.batch_size * self.n_iter
         for name in ("seed", "subseed"):
             seed = getattr(self, name) or 0
@@ -447,19 +511,7 @@ class Masked(ImageToImage):
     @field_validator("soft_inpainting", mode="before")
     @classmethod
     def _soft(cls, value: Any) -> Any:
-        """`yes` is the defaults, `no` is off, `1,0.5,4` the settings in their order."""
-        if isinstance(value, bool):
-            return {} if value else None
-        if not isinstance(value, str):
-            return value
-        if value.strip().casefold() in ("yes", "true", "on"):
-            return {}
-        if value.strip().casefold() in ("no", "false", "off"):
-            return None
-        parts = value.split(",")
-        if len(parts) > len(SoftInpainting.model_fields):
-            raise ValueError(f"should be yes, no, or up to {len(SoftInpainting.model_fields)} numbers")
-        return dict(zip(SoftInpainting.model_fields, parts))
+        return _settings(value, SoftInpainting)
 
 
 class Inpaint(Masked):

@@ -38,6 +38,7 @@ from danqing.requests import (
     ResolvedRequest,
     SoftInpainting,
     TextToImage,
+    TiledDiffusion,
 )
 from danqing.vocabulary import DIALECT_EMPHASIS, DIALECTS, EMPHASES, NOISE_SOURCES, SAMPLERS, SCHEDULERS
 
@@ -191,6 +192,13 @@ def common(draw: st.DrawFn) -> dict[str, Any]:
         "refiner_switch_at": draw(st.none() | unit()),
         "regions": draw(st.just(()) | st.tuples(st.builds(Region, prompt=printable, mask=st.none() | pictures))),
     }
+    if fields["tiling"] == "none":
+        sides = st.integers(10, 256)
+        tiles = st.builds(
+            TiledDiffusion, tile_width=sides, tile_height=sides, overlap=st.integers(0, 9), batch_size=st.integers(1, 8),
+            method=st.sampled_from(["MultiDiffusion", "Mixture of Diffusers"]),
+        )  # fmt: skip
+        fields["tiled_diffusion"] = draw(st.none() | tiles)
     if any(character in fields["prompt"] + fields["negative_prompt"] for character in "(["):
         fields["emphasis"] = draw(st.sampled_from(EMPHASES))
     if draw(st.booleans()):
@@ -293,6 +301,38 @@ def test_pairs_are_those_that_automatic1111_finds(line: str) -> None:
     assert PAIR.findall(line) == _PAIR.findall(line)
 
 
+TILED = (
+    "a castle\nSteps: 25, Sampler: Euler, CFG scale: 7, Seed: 8, Size: 1024x1536, Denoising strength: 0.75, "
+    'Tiled Diffusion: {"Method": "%s", "Tile tile width": 112, "Tile tile height": 96, "Tile Overlap": 32, '
+    '"Tile batch size": 8, "Upscaler": "4x, sharp", "Upscale factor": 2, "Keep input size": true}, Clip skip: 2'
+)
+"""The form in which AUTOMATIC1111 writes what its extension Tiled Diffusion adds."""
+
+
+def test_tiles_of_automatic1111s_extension() -> None:
+    told = read_infotext(TILED % "Mixture of Diffusers")
+    assert told.request.tiled_diffusion == TiledDiffusion(
+        tile_width=112, tile_height=96, overlap=32, batch_size=8, method="Mixture of Diffusers"
+    )
+    assert told.request.clip_skip == 2
+    assert [note for note in told.notes if "Tiled" in note] == [
+        "'Tiled Diffusion: Upscale factor' has no counterpart here and is left out",
+        "'Tiled Diffusion: Upscaler' has no counterpart here and is left out",
+    ]
+    tiles = {"tile_width": 64, "tile_height": 48, "overlap": 8}
+    assert (
+        'Tiled Diffusion: {"Method": "MultiDiffusion", "Tile tile width": 64, "Tile tile height": 48, '
+        '"Tile Overlap": 8, "Tile batch size": 4}'
+    ) in infotext(resolved(tiled_diffusion=tiles))
+
+
+@pytest.mark.parametrize("value", ["No Such Thing", '"'])
+def test_tiles_that_are_not_known_are_left_out_and_said(value: str) -> None:
+    told = read_infotext(TILED % value)
+    assert told.request.tiled_diffusion is None
+    assert sum("tiled_diffusion: left to the default" in note for note in told.notes) == 1
+
+
 def test_the_infotext_of_automatic1111s_documentation() -> None:
     told = read_infotext(
         "girl with an artist's beret, ((eyeshadow)), (coquettish),\n detailed\n"
@@ -359,6 +399,7 @@ def test_no_infotext(text: str) -> None:
 def test_a_long_line_takes_no_quadratic_time() -> None:
     assert parse('k: "' * (MAX_LINE // 4))[2] is not None
     assert parse("a " * (MAX_LINE // 2))[2] == {}
+    assert parse('ab: {"\\"' * (MAX_LINE // 8))[2] is not None
 
 
 @given(st.text(max_size=200))

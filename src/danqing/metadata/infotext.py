@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from danqing.errors import DanqingError
-from danqing.metadata.told import UNRECORDED, Told, build, load_json
+from danqing.metadata.told import UNRECORDED, Told, build, load_json, load_object
 from danqing.requests import REQUESTS, ImageToImage, Kind, Masked, Painting, Reference, ResolvedRequest, TextToImage
 from danqing.version import __version__
 from danqing.vocabulary import DIALECT_EMPHASIS
@@ -24,8 +24,11 @@ from danqing.vocabulary import DIALECT_EMPHASIS
 Fields = dict[str, Any]
 """Fields of a request, and `checkpoint`, `vae_file`, `others` beside them: references as dicts."""
 
-PAIR = re.compile(r'(?<![\w \-/])[ \-/]*+(\w[\w \-/]++):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-"""A pair as AUTOMATIC1111 finds it (`re_param`): a key, a colon, a JSON string or all up to the next comma.
+PAIR = re.compile(
+    r'(?<![\w \-/])[ \-/]*+(\w[\w \-/]++):\s*("(?:\\.|[^\\"])+"|\{(?:"(?:\\.|[^\\"]){0,999}+"|[^{}"]){0,999}+\}|[^,]*)(?:,|$)'
+)
+"""A pair as AUTOMATIC1111 finds it (`re_param`): a key, a colon, a JSON string or all up to the next comma; and beyond
+its grammar a flat JSON object, as its extensions write them.
 
 The look-behind and the greedy parts that give nothing back change no match; without them a long line without a colon
 would take quadratic time.
@@ -50,8 +53,10 @@ class Entry:
 def quote(value: object) -> str:
     """A value as AUTOMATIC1111 writes it: a JSON string where it holds a comma, a colon or a newline.
 
-    Numbers are written in full, so that reading them back gives the same bits; 7.0 is 7.
+    Numbers are written in full, so that reading them back gives the same bits; 7.0 is 7. A dict is a JSON object.
     """
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
     text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",\n:") else text
 
@@ -210,6 +215,39 @@ def _per_cent(text: str) -> Fields:
         return {}
 
 
+_TILES = {
+    "Method": "method",
+    "Tile tile width": "tile_width",
+    "Tile tile height": "tile_height",
+    "Tile Overlap": "overlap",
+    "Tile batch size": "batch_size",
+}
+"""The extension Tiled Diffusion's words for the fields."""
+
+
+def _tiles(resolved: ResolvedRequest) -> object:
+    tiles = resolved.request.tiled_diffusion
+    return None if tiles is None else {key: getattr(tiles, name) for key, name in _TILES.items()}
+
+
+def _read_tiles(text: str) -> Fields:
+    try:
+        values = load_object(text, "Tiled Diffusion")
+    except DanqingError:
+        return {"tiled_diffusion": text}  # told as what is no such field
+    return {"tiled_diffusion": {name: values[key] for key, name in _TILES.items() if key in values}}
+
+
+def _more_of_tiles(text: str) -> Iterator[str]:
+    """What the extension did besides, and nothing here does."""
+    try:
+        values = load_object(text, "Tiled Diffusion")
+    except DanqingError:
+        return
+    for key in values.keys() - _TILES.keys() - {"Keep input size"}:
+        yield f"'Tiled Diffusion: {key}' has no counterpart here and is left out"
+
+
 def _soft(part: str) -> Entry:
     def write(resolved: ResolvedRequest) -> object:
         values = getattr(resolved.request, "soft_inpainting", None)
@@ -306,7 +344,8 @@ ENTRIES: tuple[Entry, ...] = (
         ("noise_source",),
     ),
     Entry("Tiling", _tiling, lambda text: {"tiling": {"True": "both", "False": "none"}.get(text, text)}, ("tiling",)),
-    # its extra keys, in the order in which its parts add them
+    # its extra keys, in the order in which its parts add them: extensions, then itself
+    Entry("Tiled Diffusion", _tiles, _read_tiles, ("tiled_diffusion",)),
     Entry("Mask mode", _masked("inpainting_mask_invert", lambda on: "Inpaint not masked" if on else None),
           lambda text: {"inpainting_mask_invert": text == "Inpaint not masked"}, ("inpainting_mask_invert",)),
     Entry("Mask blur", _masked("mask_blur", lambda pixels: pixels), lambda text: {"mask_blur": text}, ("mask_blur",)),
@@ -467,6 +506,7 @@ def read_infotext(text: str) -> Told:
             _merge(fields, entries[key].read(value))
         elif key not in _UNIMPORTANT:
             notes.append(f"'{key}: {value[:60]}' has no counterpart here and is left out")
+    notes += sorted(_more_of_tiles(pairs.get("Tiled Diffusion", "")))
     kind = _kind(pairs)
     _fill(fields, pairs, kind, own)
     if "hypernet" in prompt or "Hypernet" in pairs:

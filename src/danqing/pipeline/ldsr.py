@@ -91,7 +91,7 @@ class LatentUpscaler:
         shape = (self.model.family.autoencoder.latent_channels, *told.shape[-2:])
         noise = picture_noise([SEED], shape, device=self.device)
         network = predictor(self.model, timestep_of=timesteps(process, "diffusers", name))
-        predict = in_windows(network, WINDOW, OVERLAP)
+        predict = in_windows(network, (WINDOW, WINDOW), OVERLAP)
         branch = Conditioning(torch.zeros(1, 0, 0), channels=told)
 
         def denoise(latents: Tensor, at: At) -> Prediction:

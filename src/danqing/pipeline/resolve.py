@@ -177,6 +177,10 @@ def without_effect(asked: Painting, resolved: Painting, family: Family) -> Itera
         for field in ("negative_prompt", "guidance_rescale", "dynamic_thresholding", "s_min_uncond"):
             if _asked(asked, field):
                 yield field, "at a CFG scale of 1 the negative prompt is left out"
+    if asked.tiled_diffusion is not None and not getattr(asked, "enable_hr", False):
+        tiles, cell = asked.tiled_diffusion, family.autoencoder.downscale
+        if tiles.tile_width * cell >= (resolved.width or 0) and tiles.tile_height * cell >= (resolved.height or 0):
+            yield "tiled_diffusion", "the picture fits into one tile"
     if asked.subseed not in (None, -1) and not resolved.subseed_strength:
         yield "subseed", "subseed_strength is 0"
     yield from _without_picture_effect(asked, family)

@@ -44,6 +44,7 @@ from danqing.sampling.samplers import (
     start_scale,
 )
 from danqing.sampling.types import Denoise, Noise, Step
+from danqing.sampling.windows import WEIGHTS, in_windows
 from danqing.vocabulary import find_sampler
 
 Wrap = Callable[[Denoise], Denoise]
@@ -98,6 +99,10 @@ class Run:
             timestep_of=told,
             say=self.note,
         )
+        if r.tiled_diffusion is not None:
+            tiles = r.tiled_diffusion
+            size = tiles.tile_width, tiles.tile_height
+            predict = in_windows(predict, size, tiles.overlap, tiles.batch_size, WEIGHTS[tiles.method])
         scale: float | Scale = r.cfg_scale or 0.0
         if sampler.name in NEEDS_NEGATIVE:
             scale = (r.cfg_scale or 0.0) / CFGPP_SCALE
@@ -275,7 +280,9 @@ class Painter:
 
 def fitting_plans(request: Painting, model: Model, branches: int, note: Say) -> Sequence[Plan]:
     """The plans that should fit in what memory is free, fastest first; one that does not is not even tried."""
-    itemsize = model.dtype.itemsize
+    itemsize, tiles = model.dtype.itemsize, request.tiled_diffusion
+    window = None if tiles is None else (tiles.tile_width, tiles.tile_height)
+    together = request.batch_size * (1 if tiles is None else tiles.batch_size)
 
     def peak(plan: Plan) -> int:
         return predicted_peak(
@@ -287,9 +294,10 @@ def fitting_plans(request: Painting, model: Model, branches: int, note: Say) -> 
             height=request.height or 0,
             itemsize=itemsize,
             branches=branches,
+            window=window,
         )
 
-    return first_that_fits(plans(request.batch_size, model.device), peak, available(model.device), note)
+    return first_that_fits(plans(together, model.device), peak, available(model.device), note)
 
 
 def _with_channels(branches: Sequence[Conditioning], channels: Tensor | None) -> tuple[Conditioning, ...]:

@@ -88,16 +88,19 @@ def predicted_peak(
     itemsize: int,
     decode_itemsize: int | None = None,
     branches: int = 2,
+    window: tuple[int, int] | None = None,
 ) -> int:
     """Bytes that painting takes at its peak: weights, and the larger of a denoiser's call and a decode.
 
     `width` and `height` in pixels; `itemsize` is a value's bytes (4 for float32, 2 for half precision), for the
-    autoencoder `decode_itemsize` where it differs; `branches` are the prompts evaluated per picture.
+    autoencoder `decode_itemsize` where it differs; `branches` are the prompts evaluated per picture. `window` (width,
+    height) in latent cells is the most that a call of the denoiser sees of a picture.
     """
     scale = autoencoder.downscale
     columns, rows = math.ceil(width / scale), math.ceil(height / scale)
     batch = plan.pictures_per_call * (1 if plan.branches_apart else branches)
-    call = batch * denoiser_activations(denoiser, columns, rows) * itemsize
+    seen = (columns, rows) if window is None else (min(columns, window[0]), min(rows, window[1]))
+    call = batch * denoiser_activations(denoiser, *seen) * itemsize
     if plan.tile is not None:
         columns, rows = min(columns, plan.tile), min(rows, plan.tile)
     pixels = columns * rows * scale * scale
