@@ -182,6 +182,16 @@ class TiledDiffusion(BaseModel):
         return self
 
 
+class SDUpscale(BaseModel):
+    """Enlarge the picture, then paint it over tile by tile (AUTOMATIC1111's script SD upscale)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    scale: float = Field(2.0, ge=1, le=16, description="how many times larger")
+    overlap: int = Field(64, ge=0, le=4096, description="pixels that neighbouring tiles share")
+    upscaler: Text = Field("Lanczos", description="a network by path or name, Lanczos ..., or None to leave the size")
+
+
 class Region(BaseModel):
     """A part of the picture with a prompt of its own: a rectangle in shares of the picture, or a mask."""
 
@@ -470,6 +480,10 @@ class ImageToImage(Painting):
     inversion_prompt: Text = Field("", description="what the picture shows, for the way back to its noise")
     subimage: PictureSource | None = Field(None, description="variation picture: a second one, inverted like the first")
     subimage_strength: Unit = Field(0.0, description="how far towards the variation picture's noise")
+    sd_upscale: SDUpscale | None = Field(
+        None,
+        description="enlarge the picture and paint it over in tiles of width x height: `yes`, or scale, overlap, upscaler",
+    )
 
     @field_validator("resize_mode", mode="before")
     @classmethod
@@ -481,6 +495,17 @@ class ImageToImage(Painting):
     @classmethod
     def _curve(cls, value: Any) -> Any:
         return value.strip().casefold() if isinstance(value, str) else value
+
+    @field_validator("sd_upscale", mode="before")
+    @classmethod
+    def _upscales(cls, value: Any) -> Any:
+        return _settings(value, SDUpscale)
+
+    @model_validator(mode="after")
+    def _in_tiles(self) -> Self:
+        if self.sd_upscale is not None and self.subimage is not None:
+            raise DanqingError("subimage: does not go with sd_upscale, which has tiles in the picture's place")
+        return self
 
     @model_validator(mode="after")
     def _inverts(self) -> Self:
@@ -502,6 +527,12 @@ class Masked(ImageToImage):
     soft_inpainting: SoftInpainting | None = Field(
         None, description="a soft mask fades from old to new: `yes`, or its settings in order"
     )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.sd_upscale is not None:
+            raise DanqingError("sd_upscale: paints whole pictures over; ask for img2img")
+        return self
 
     @field_validator("inpainting_fill", mode="before")
     @classmethod

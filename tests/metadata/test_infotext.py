@@ -36,6 +36,7 @@ from danqing.requests import (
     Reference,
     Region,
     ResolvedRequest,
+    SDUpscale,
     SoftInpainting,
     TextToImage,
     TiledDiffusion,
@@ -244,6 +245,8 @@ def requests(draw: st.DrawFn) -> Painting:
     if kind == "img2img":
         if draw(st.booleans()):
             fields |= {"inversion": True, "inversion_prompt": draw(names), "subimage": draw(st.none() | pictures)}
+        elif draw(st.booleans()):
+            fields["sd_upscale"] = draw(st.builds(SDUpscale, scale=st.floats(1, 16), upscaler=names))
         return ImageToImage(**fields)
     fields |= {
         "mask_blur": draw(st.integers(0, 256)),
@@ -307,6 +310,22 @@ TILED = (
     '"Tile batch size": 8, "Upscaler": "4x, sharp", "Upscale factor": 2, "Keep input size": true}, Clip skip: 2'
 )
 """The form in which AUTOMATIC1111 writes what its extension Tiled Diffusion adds."""
+
+
+def test_automatic1111s_script_sd_upscale() -> None:
+    told = read_infotext(
+        "a castle\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 8, Size: 512x512, Denoising strength: 0.3, "
+        "SD upscale overlap: 96, SD upscale upscaler: R-ESRGAN 4x+, Version: v1.10.1"
+    )
+    assert isinstance(told.request, ImageToImage)
+    assert told.request.sd_upscale == SDUpscale(overlap=96, upscaler="R-ESRGAN 4x+")
+    made = ResolvedRequest(
+        request=ImageToImage(**FILLED, image=Reference(name="a.png"), sd_upscale="3,96,models/4x.pth"),
+        family="sd1",
+        checkpoint=Reference(name="m"),
+        others={"sd_upscale": Reference(name="4x.pth")},
+    )
+    assert "SD upscale overlap: 96, SD upscale upscaler: 4x.pth, SD upscale scale: 3, " in infotext(made)
 
 
 def test_tiles_of_automatic1111s_extension() -> None:

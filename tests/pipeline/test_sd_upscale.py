@@ -2,56 +2,113 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageOps
 
-from danqing.pipeline.sd_upscale import repaint_tiles, sd_upscale
-from tiny_model import tiny_model
+import danqing
+from danqing.errors import DanqingError
+from danqing.families import Model
+from danqing.pipeline.sd_upscale import cut, joined
+from danqing.requests import MAX_SEED, ImageToImage, Inpaint, Painting, read
 
 
 def _noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_tiles_that_stay_are_the_picture() -> None:
-    image, seen = _noise(150, 90), []
+def _paint(model: Model, said: list[str] | None = None, **fields: Any) -> list[danqing.Picture]:
+    notes: list[str] = [] if said is None else said
+    settings = {"prompt": "x", "steps": 2, "seed": 3, "denoising_strength": 0.5, "width": 64, "height": 64, **fields}
+    return danqing.paint(read(ImageToImage, settings), model, say=notes.append)
 
-    def same(part: Image.Image, number: int) -> Image.Image:
-        seen.append((number, part.size))
-        return part
 
-    out = repaint_tiles(image, same, 64, 16)
-    assert out.tobytes() == image.tobytes()
-    assert seen == [(number, (64, 64)) for number in range(6)]
+@pytest.mark.parametrize(("tile", "count"), [((64, 64), 6), ((64, 80), 6), ((150, 90), 1), ((200, 50), 3)])
+def test_tiles_that_stay_are_the_picture(tile: tuple[int, int], count: int) -> None:
+    image = _noise(150, 90)
+    parts = cut(image, tile, 16)
+    assert len(parts) == count
+    assert {part.size for part in parts} == {(min(tile[0], 150), min(tile[1], 90))}
+    assert joined(parts, image.size, tile, 16).tobytes() == image.tobytes()
 
 
 def test_a_pointwise_change_has_no_seam() -> None:
     image = _noise(150, 90)
-    out = repaint_tiles(image, lambda part, _: ImageOps.invert(part), 64, 16)
-    assert out.tobytes() == ImageOps.invert(image).tobytes()
+    parts = [ImageOps.invert(part) for part in cut(image, (64, 64), 16)]
+    assert joined(parts, image.size, (64, 64), 16).tobytes() == ImageOps.invert(image).tobytes()
 
 
 def test_a_tile_of_another_size_is_brought_to_its_place() -> None:
     image = Image.new("RGB", (30, 20), (9, 99, 199))
-    assert repaint_tiles(image, lambda part, _: part.resize((64, 64)), 64, 16).tobytes() == image.tobytes()
+    parts = [part.resize((64, 64)) for part in cut(image, (64, 64), 16)]
+    assert joined(parts, image.size, (64, 64), 16).tobytes() == image.tobytes()
 
 
-def test_tiles_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="cannot overlap"):
-        repaint_tiles(_noise(8, 8), lambda part, _: part, 8, 8)
-
-
-def test_a_model_paints_over_what_was_enlarged() -> None:
-    model = tiny_model(torch.device("cpu"), torch.float32)
-    fields = {"prompt": "a castle", "steps": 2, "denoising_strength": 0.5, "seed": 3}
-    done: list[tuple[int, int]] = []
-    notes: list[str] = []
+def test_a_model_paints_over_what_was_enlarged(tiny: Model) -> None:
     image = _noise(48, 40)
-    out = sd_upscale(image, model, fields, tile=64, overlap=16, progress=lambda *at: done.append(at), say=notes.append)
-    again = sd_upscale(image, model, fields, tile=64, overlap=16, say=notes.append)
-    assert out.size == (96, 80)
-    assert done == [(number, 4) for number in (1, 2, 3, 4)]
-    assert out.tobytes() == again.tobytes()
-    assert out.tobytes() != image.resize((96, 80), Image.Resampling.LANCZOS).tobytes()
+    events = list(
+        danqing.stream(
+            ImageToImage(image=image, steps=2, seed=3, denoising_strength=0.5, width=64, height=64, sd_upscale="2,16"),
+            tiny,
+            say=lambda line: None,
+        )
+    )
+    (picture,) = events[-1].pictures
+    enlarged = image.resize((96, 80), Image.Resampling.LANCZOS)
+    assert picture.image.size == (96, 80)
+    assert picture.image.tobytes() != enlarged.tobytes()
+    assert {event.steps for event in events} == {4 * 2}, "two steps in each of four tiles"
+    assert [event.step for event in events] == [*range(1, 9)]
+
+
+def test_a_tile_is_what_image_to_image_makes_of_it(tiny: Model) -> None:
+    """The first tile has the picture's seed, the next one more; the corners lie in one tile each."""
+    image = _noise(96, 64)
+    (whole,) = _paint(tiny, image=image, sd_upscale="2,16,none")
+    for left, seed in ((0, 3), (32, 4)):
+        (alone,) = _paint(tiny, image=image.crop((left, 0, left + 64, 64)), seed=seed)
+        outer = (0, 0, 32, 64) if left == 0 else (48, 0, 64, 64)
+        place = tuple(side + shift for side, shift in zip(outer, (left, 0, left, 0)))
+        assert whole.image.crop(place).tobytes() == alone.image.crop(outer).tobytes()
+
+
+def test_pictures_of_a_batch_are_those_alone(tiny: Model) -> None:
+    batch = _paint(tiny, image=_noise(48, 40), sd_upscale="2,16", batch_size=2)
+    (second,) = _paint(tiny, image=_noise(48, 40), sd_upscale="2,16", seed=4)
+    assert batch[1].image.tobytes() == second.image.tobytes()
+    assert batch[0].image.tobytes() != second.image.tobytes()
+
+
+def test_after_the_highest_seed_comes_nought(tiny: Model) -> None:
+    (picture,) = _paint(tiny, image=_noise(48, 40), sd_upscale="2,16", seed=MAX_SEED)
+    assert picture.resolved.request.seed == MAX_SEED
+
+
+def test_it_is_recorded_and_replayed(tiny: Model, tmp_path: Path) -> None:
+    _noise(48, 40).save(tmp_path / "small.png")
+    (picture,) = _paint(tiny, image=str(tmp_path / "small.png"), sd_upscale="1.5,16,Bicubic")
+    picture.save(tmp_path / "large.png")
+    assert "Size: 64x64" in picture.infotext
+    assert "SD upscale overlap: 16, SD upscale upscaler: Bicubic, SD upscale scale: 1.5" in picture.infotext
+    again = danqing.replay(tmp_path / "large.png", tiny)
+    assert again.identical
+    assert again.picture.image.size == (72, 60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (ImageToImage, {"sd_upscale": "2,64"}, "sd_upscale: tiles of 64x64 cannot overlap by 64"),
+        (ImageToImage, {"sd_upscale": "2,16,No Such.pth"}, "No Such.pth"),
+        (ImageToImage, {"sd_upscale": "0.5"}, "sd_upscale.scale: should be greater than or equal to 1"),
+        (ImageToImage, {"sd_upscale": "yes", "inversion": True, "subimage": "b.png"}, "subimage: does not go with"),
+        (Inpaint, {"sd_upscale": "yes"}, "sd_upscale: paints whole pictures over"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tiny: Model, kind: type[Painting], fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DanqingError, match=r"^[^\n]*$") as raised:
+        danqing.paint(read(kind, {"image": _noise(48, 40), "width": 64, "height": 64, "steps": 1, **fields}), tiny)
+    assert message in str(raised.value)

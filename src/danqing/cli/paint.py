@@ -12,7 +12,7 @@ import typer
 
 from danqing.cli.options import FILES, MACHINE, PAINTING, Sectioned, request_options, with_options
 from danqing.errors import DanqingError
-from danqing.requests import REQUESTS, Kind, Painting, TextToImage
+from danqing.requests import REQUESTS, Kind, Masked, Painting, TextToImage
 
 HELP: dict[Kind, str] = {
     "txt2img": "Paint pictures from a text.",
@@ -188,9 +188,12 @@ def _paint(
         raise DanqingError(f"image: {len(failed)} of {total} pictures were left out; see above")
 
 
+_ELSEWHERE = {"prompt", "model", "image"}
+"""Fields with an option or argument above."""
 COMMANDS = {
     kind: with_options(
-        request_options(request, skip={"prompt", "model", "image"}), first=[] if request is TextToImage else [_IMAGE]
+        request_options(request, skip=_ELSEWHERE | ({"sd_upscale"} if issubclass(request, Masked) else set())),
+        first=[] if request is TextToImage else [_IMAGE],
     )(_command(request))
     for kind, request in REQUESTS.items()
 }

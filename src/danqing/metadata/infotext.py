@@ -256,6 +256,16 @@ def _soft(part: str) -> Entry:
     return Entry(f"Soft inpainting {part.replace('_', ' ')}", write, lambda text: {"soft_inpainting": {part: text}})
 
 
+def _sd_upscale(part: str) -> Entry:
+    def write(resolved: ResolvedRequest) -> object:
+        values, file = getattr(resolved.request, "sd_upscale", None), resolved.others.get("sd_upscale")
+        if values is None:
+            return None
+        return file.name if part == "upscaler" and file else getattr(values, part)
+
+    return Entry(f"SD upscale {part}", write, lambda text: {"sd_upscale": {part: text}}, ("sd_upscale",))
+
+
 def _masked(field: str, told: Callable[[Any], object]) -> Callable[[ResolvedRequest], object]:
     """Of inpainting only: what `told` says of the field's value."""
 
@@ -345,6 +355,9 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry("Tiling", _tiling, lambda text: {"tiling": {"True": "both", "False": "none"}.get(text, text)}, ("tiling",)),
     # its extra keys, in the order in which its parts add them: extensions, then itself
+    _sd_upscale("overlap"),
+    _sd_upscale("upscaler"),
+    _sd_upscale("scale"),  # AUTOMATIC1111 leaves it out
     Entry("Tiled Diffusion", _tiles, _read_tiles, ("tiled_diffusion",)),
     Entry("Mask mode", _masked("inpainting_mask_invert", lambda on: "Inpaint not masked" if on else None),
           lambda text: {"inpainting_mask_invert": text == "Inpaint not masked"}, ("inpainting_mask_invert",)),

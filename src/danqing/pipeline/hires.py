@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from danqing.pipeline.images import fit, to_pixels
 from danqing.pipeline.run import Painter, Run, Studio, prepare
 from danqing.pipeline.start import Start
-from danqing.pipeline.upscale import Upscaler, load_upscaler, upscale
+from danqing.pipeline.upscale import Upscaler, load_upscaler, upscale, upscaler_path
 from danqing.requests import Painting, ResolvedRequest, TextToImage
 from danqing.sampling.types import Step
 
@@ -140,7 +140,7 @@ def upscaler_file(request: Painting) -> Path | None:
     """The file of the upscaler that a request's hires fix uses. Raises DanqingError for an unknown one."""
     if not isinstance(request, TextToImage) or not request.enable_hr or latent_mode(request.hr_upscaler) is not None:
         return None
-    return load_upscaler(request.hr_upscaler or "").path
+    return upscaler_path(request.hr_upscaler or "")
 
 
 def _enlarger(first: Run, request: TextToImage, sizes: Target) -> Callable[[Tensor, Run], Tensor]:

@@ -19,7 +19,7 @@ from danqing.pipeline.masks import latent_mask
 from danqing.pipeline.run import Painter, Run, Studio, prepare
 from danqing.pipeline.soft import overlay
 from danqing.pipeline.start import Start, joined
-from danqing.requests import DenoisingCurve, ImageToImage, Masked, ResolvedRequest
+from danqing.requests import MAX_SEED, DenoisingCurve, ImageToImage, Masked, ResolvedRequest
 from danqing.sampling.types import Noise, Step
 
 _CURVES: Mapping[DenoisingCurve, Callable[[float], float]] = {
@@ -73,7 +73,7 @@ def image_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
         canvases = [canvas] * len(singles)
         images: list[Image.Image] = []
         for loop, run in enumerate(runs):
-            these = [_later(single, loop) for single in singles]
+            these = [later(single, loop) for single in singles]
             noise = run.noise(these)
             if loop:
                 canvases = [canvas_of(image, request, studio, canvas) for image in images]
@@ -90,12 +90,12 @@ def image_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
     return Painter(sum(run.count for run in runs), batch)
 
 
-def _later(single: ResolvedRequest, loop: int) -> ResolvedRequest:
+def later(single: ResolvedRequest, loop: int) -> ResolvedRequest:
+    """The request of a later loop or tile: with the seed that many higher; the highest is followed by 0."""
     if loop == 0:
         return single
-    return single.model_copy(
-        update={"request": single.request.model_copy(update={"seed": (single.request.seed or 0) + loop})}
-    )
+    seed = ((single.request.seed or 0) + loop) % (MAX_SEED + 1)
+    return single.model_copy(update={"request": single.request.model_copy(update={"seed": seed})})
 
 
 @dataclass(frozen=True, eq=False)

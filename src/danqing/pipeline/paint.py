@@ -26,8 +26,10 @@ from danqing.pipeline.picture import Picture, platform_of
 from danqing.pipeline.resolve import resolve
 from danqing.pipeline.run import Painter, Studio, Wrap
 from danqing.pipeline.safety import flag, folder_of, load_checker
+from danqing.pipeline.sd_upscale import sd_upscaled
+from danqing.pipeline.upscale import upscaler_path
 from danqing.prompts.encode import Cache
-from danqing.requests import Kind, Painting, Reference, ResolvedRequest, TextToImage, read
+from danqing.requests import ImageToImage, Kind, Painting, Reference, ResolvedRequest, TextToImage, read
 from danqing.sampling.noise import DRAWING
 from danqing.sampling.samplers import PICTURE_BY_PICTURE
 
@@ -148,7 +150,9 @@ def _batches(request: Painting, studio: Studio, safety_checker: bool) -> Generat
         note("the checkpoint brings a safety checker, which is not run unless asked for (--safety-checker)")
     hashes, platform = hashes_later(files), platform_of(model)
     studio = replace(studio, note=note)
-    painter = with_details(PAINTERS[resolved.kind](resolved, studio), resolved, studio)
+    in_tiles = isinstance(resolved.request, ImageToImage) and resolved.request.sd_upscale is not None
+    make = sd_upscaled if in_tiles else PAINTERS[resolved.kind]
+    painter = with_details(make(resolved, studio), resolved, studio)
     size, batches = resolved.request.batch_size, resolved.request.n_iter
     if resolved.request.sampler_name in PICTURE_BY_PICTURE and not DRAWING[resolved.request.dialect].batched:
         size, batches = 1, size * batches
@@ -184,11 +188,19 @@ def _resolved(request: Painting, studio: Studio) -> tuple[ResolvedRequest, dict[
     paths: dict[str, str | None] = {"checkpoint": model.path, "vae": model.vae_path}
     others = {field: Reference(name=other.name or "model") for field, other in studio.others.items()}
     paths |= {f"others.{field}": other.path for field, other in studio.others.items()}
-    if (file := upscaler_file(resolved.request)) is not None:
-        others["hr_upscaler"] = Reference(name=file.name)
-        paths["others.hr_upscaler"] = str(file)
+    for field, file in _upscaler_files(resolved.request).items():
+        others[field] = Reference(name=file.name)
+        paths[f"others.{field}"] = str(file)
     asked = with_references(resolved.request, studio.pictures)
     return resolved.model_copy(update={"request": asked, "others": others}), paths
+
+
+def _upscaler_files(request: Painting) -> dict[str, Path]:
+    """The files of the upscalers that take part, by the record's field."""
+    files = {"hr_upscaler": upscaler_file(request)}
+    if isinstance(request, ImageToImage) and request.sd_upscale is not None:
+        files["sd_upscale"] = upscaler_path(request.sd_upscale.upscaler)
+    return {field: file for field, file in files.items() if file is not None}
 
 
 def _checked(image: Image.Image, checker: SafetyChecker | None, note: Say) -> Image.Image:

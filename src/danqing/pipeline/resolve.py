@@ -69,8 +69,9 @@ def _asked_size(request: Painting, family: Family, picture: tuple[int, int] | No
         cell = family.autoencoder.downscale
         sides = picture[0] + request.left + request.right, picture[1] + request.up + request.down
         return math.ceil(sides[0] / cell) * cell, math.ceil(sides[1] / cell) * cell
-    only_masked = isinstance(request, Inpaint) and request.inpaint_full_res
-    if picture is None or only_masked or (request.width and request.height):
+    part = isinstance(request, Inpaint) and request.inpaint_full_res
+    tile = isinstance(request, ImageToImage) and request.sd_upscale is not None
+    if picture is None or part or tile or (request.width and request.height):
         return request.width or defaults.width, request.height or defaults.height
     width, height = picture
     if request.width:  # one side keeps the picture's proportions
@@ -201,6 +202,8 @@ def _without_picture_effect(asked: Painting, family: Family) -> Iterator[tuple[s
     if isinstance(asked, ImageToImage):
         if _asked(asked, "image_cfg_scale") and family.variant != "pix2pix":
             yield "image_cfg_scale", f"{family.title} is no instruct-pix2pix model"
+        if asked.sd_upscale is not None and _asked(asked, "resize_mode"):
+            yield "resize_mode", "sd_upscale paints tiles at their size"
         if asked.loops == 1 and asked.final_denoising_strength is not None:
             yield "final_denoising_strength", "there is one loop only"
     if isinstance(asked, Inpaint):

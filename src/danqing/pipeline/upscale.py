@@ -65,6 +65,18 @@ def upscaler_names(settings: Settings | None = None) -> list[str]:
     return [*RESAMPLERS, *(entry.name for entry in known(settings or load_settings()) if entry.kind == "upscaler")]
 
 
+def upscaler_path(name: str | Path, settings: Settings | None = None) -> Path | None:
+    """Where the upscaler of that name is; None for a resampler. Raises DanqingError for an unknown one."""
+    text = str(name).strip()
+    if text.casefold() in map(str.casefold, RESAMPLERS):
+        return None
+    try:
+        return find(text, "upscaler", settings or load_settings()).path
+    except DanqingError as error:
+        near = nearest(text, RESAMPLERS)
+        raise DanqingError(f"{error}; or is it {' or '.join(near)}?" if near else str(error)) from None
+
+
 def load_upscaler(
     name: str | Path,
     *,
@@ -78,16 +90,11 @@ def load_upscaler(
     `dtype` is float32 unless given; not every network runs in less.
     Raises DanqingError for an unknown name, a file that holds no upscaler, or spandrel missing.
     """
-    text = str(name).strip()
-    for known_name, resampling in RESAMPLERS.items():
-        if text.casefold() == known_name.casefold():
-            return Upscaler(known_name, resampling)
     settings = settings or load_settings()
-    near = nearest(text, RESAMPLERS)
-    try:
-        path = find(text, "upscaler", settings).path
-    except DanqingError as error:
-        raise DanqingError(f"{error}; or is it {' or '.join(near)}?" if near else str(error)) from None
+    path = upscaler_path(name, settings)
+    if path is None:
+        known_name = next(each for each in RESAMPLERS if each.casefold() == str(name).strip().casefold())
+        return Upscaler(known_name, RESAMPLERS[known_name])
     target = pick_device(device or settings.device)
     precision = pick_dtype(dtype or "float32", target)
     if is_latent_upscaler(path):
