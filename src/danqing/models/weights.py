@@ -1,0 +1,83 @@
+"""Changes to a network's weights that leave the network as it is: patches, and twins that carry them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class WeightPatch:
+    """A change to one parameter of one network."""
+
+    network: str
+    """`unet`, `text_encoder`, `text_encoder_2`: as a checkpoint's components are named."""
+    layer: str
+    """The parameter's canonical name: `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight`."""
+    change: Callable[[Tensor, float], Tensor]
+    """(weight in float32, strength) -> the new weight, of the same shape; the argument is left as it is."""
+    part: slice | None = None
+    """Rows of a fused weight; None is all of it."""
+
+
+def patched(weight: Tensor, changes: Sequence[tuple[WeightPatch, float]]) -> Tensor:
+    """`weight` after every (patch, strength) in order, reckoned in float32 and rounded to its own type once.
+
+    The result has the dtype, device and strides of `weight`, which is left as it is. A strength of 0 changes nothing.
+    Raises ValueError if a patch gives another shape.
+    """
+    new = weight.detach().float()
+    for patch, strength in changes:
+        if strength == 0:
+            continue
+        rows = new if patch.part is None else new[patch.part]
+        result = patch.change(rows, strength)
+        if result.shape != rows.shape:
+            raise ValueError(f"{patch.layer}: a patch gives {list(result.shape)} for {list(rows.shape)}")
+        if patch.part is None:
+            new = result
+        else:
+            new = new.clone()
+            new[patch.part] = result
+    return torch.empty_like(weight).copy_(new)
+
+
+def twin(module: Network, weights: Mapping[str, Tensor]) -> Network:
+    """The same tree of modules, with the parameters named in `weights` replaced by those tensors.
+
+    All other parameters and buffers are shared; the original is untouched, so that dropping the twin undoes it. The
+    tensors should have the dtype, device and strides of what they replace (`patched` gives such); their shape must be
+    the same. Raises ValueError for a name that is no parameter, or for another shape.
+    """
+    left = dict(weights)
+    memo: dict[int, nn.Module] = {}
+
+    def copied(node: nn.Module, prefix: str) -> nn.Module:
+        other = memo.get(id(node))
+        if other is None:
+            other = memo[id(node)] = copy.copy(node)
+            other._parameters, other._buffers = dict(node._parameters), dict(node._buffers)
+            other._modules = {
+                name: None if child is None else copied(child, f"{prefix}{name}.")
+                for name, child in node._modules.items()
+            }
+        for name, parameter in node._parameters.items():
+            tensor = left.pop(f"{prefix}{name}", None)
+            if tensor is None:
+                continue
+            if parameter is None or parameter.shape != tensor.shape:
+                raise ValueError(f"{prefix}{name}: no parameter of shape {list(tensor.shape)}")
+            other._parameters[name] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+        return other
+
+    result = copied(module, "")
+    if left:
+        raise ValueError(f"{next(iter(left))}: no such parameter")
+    return result  # type: ignore[return-value]
