@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from danqing.pipeline.paint import stream as stream
     from danqing.pipeline.picture import Picture as Picture
     from danqing.pipeline.picture import grid as grid
+    from danqing.pipeline.plot import matrix as matrix
+    from danqing.pipeline.plot import paint_plot as paint_plot
+    from danqing.pipeline.plot import sheet as sheet
+    from danqing.pipeline.plot import xyz as xyz
     from danqing.pipeline.replay import replay as replay
     from danqing.requests import ImageToImage as ImageToImage
     from danqing.requests import Inpaint as Inpaint
@@ -42,9 +46,13 @@ _HOMES = {
     "TextToImage": "danqing.requests",
     "grid": "danqing.pipeline.picture",
     "load": "danqing.pipeline.models",
+    "matrix": "danqing.pipeline.plot",
     "paint": "danqing.pipeline.paint",
+    "paint_plot": "danqing.pipeline.plot",
     "replay": "danqing.pipeline.replay",
+    "sheet": "danqing.pipeline.plot",
     "stream": "danqing.pipeline.paint",
+    "xyz": "danqing.pipeline.plot",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -62,6 +62,8 @@ class Reference(BaseModel):
     """64 hexadecimal digits; of another tool's picture often the first 10, AUTOMATIC1111's short hash."""
     autov3: str | None = None
     """Of a LoRA: SHA-256 of its file without the header, by which Civitai and kohya's tools know it."""
+    md5: str | None = None
+    """Of a picture: MD5 of its RGBA bytes, AUTOMATIC1111's `Init image hash`."""
 
 
 def _unicode(value: str) -> str:
@@ -621,6 +623,7 @@ class Upscale(BaseModel):
     upscaler_2: Text | None = Field(None, description="a second upscaler, laid over the first")
     upscaler_2_visibility: Unit = Field(0.5, description="how much of the second shows")
     tile: int = Field(512, ge=64, le=16384, description="pixels of the tiles that a network sees, along each side")
+    ldsr_steps: int | None = Field(None, ge=1, le=1000, description="sampling steps of LDSR; 100 by default")
     face_restorer: Text | None = Field(
         None, description="weights of GFPGAN, CodeFormer or RestoreFormer, by path or name"
     )

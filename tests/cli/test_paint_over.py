@@ -31,8 +31,16 @@ def test_the_help_names_the_picture_and_every_field(run: Run, kind: Kind) -> Non
     answer = run(kind, "--help")
     assert answer.code == 0
     assert "IMAGE" in answer.out
-    for name in REQUESTS[kind].model_fields.keys() - UNASKED - {"prompt", "image"}:
+    for name in REQUESTS[kind].model_fields.keys() - UNASKED - {"prompt", "image", "sd_upscale"}:
         assert f"--{name.replace('_', '-')}" in answer.out
+    assert ("--sd-upscale" in answer.out) == (kind == "img2img"), "tiles know of no mask"
+
+
+def test_sd_upscale(run: Run, photo: Path) -> None:
+    answer = run("img2img", photo, *QUICK, "--sd-upscale", "1.5,16", "--size", "64x64", "-o", "out.png")
+    assert answer.code == 0, answer.err
+    with Image.open("out.png") as picture:
+        assert picture.size == (96, 96)
 
 
 def test_a_picture_is_painted_over_and_says_from_what(run: Run, photo: Path) -> None:

@@ -29,6 +29,16 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "castle.png"
 
 
+def test_a_picture_on_its_side_is_turned_and_measured_upright(run, tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (40, 30)), Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    image.save(tmp_path / "side.png", exif=exif)
+    assert run("upscale", tmp_path / "side.png", "--scale", 2, "-o", "big.png").code == 0
+    with Image.open("big.png") as big:
+        assert big.size == (60, 80)
+        assert big.text["parameters"] == "Postprocess upscale by: 2, Postprocess upscaler: Lanczos"
+
+
 def test_a_picture_by_scale_keeps_its_infotext(run, picture: Path, tmp_path: Path) -> None:
     answer = run("upscale", picture, "--scale", 2.5, "-o", "big.png")
     assert (answer.code, answer.out.strip()) == (0, "wrote big.png")

@@ -23,9 +23,11 @@ from danqing.errors import DanqingError
 from danqing.families import LDSR, Family
 from danqing.library.content import look
 from danqing.pipeline import ldsr
+from danqing.pipeline.extras import enhancer
 from danqing.pipeline.ldsr import LatentUpscaler
 from danqing.pipeline.models import load
 from danqing.pipeline.upscale import load_upscaler, upscale
+from danqing.requests import Upscale
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,22 @@ def test_any_size_and_the_same_picture_each_time(file: Path) -> None:
     torch.rand(3)
     assert upscale(image, load_upscaler(file, device="cpu"), 4).tobytes() == first.tobytes()
     assert upscale(image.convert("L"), file, (50, 77), device="cpu").mode == "L"
+
+
+def test_steps_as_asked(file: Path) -> None:
+    assert load_upscaler(file, device="cpu", steps=3).network.steps == 3
+    said: list[str] = []
+    image = Image.radial_gradient("L").resize((40, 21)).convert("RGB")
+    made = [
+        enhancer(Upscale(upscaler=str(file), scale=4, ldsr_steps=steps), device="cpu", say=said.append)(
+            image, lambda done, total: None
+        )
+        for steps in (None, 2, 1)
+    ]
+    assert made[0].tobytes() == made[1].tobytes() != made[2].tobytes()
+    assert said == []
+    enhancer(Upscale(ldsr_steps=3), say=said.append)
+    assert said == ["ldsr_steps has no effect: no upscaler is LDSR"]
 
 
 @torch.no_grad()

@@ -45,7 +45,8 @@ def name(pattern: str, job: Job | None = None, **fields: Any) -> str:
         ("[steps] [cfg] [width]x[height]", "20 7 64x32"),
         ("[sampler_scheduler]", "DPM++ 2M Karras"),
         ("[model_hash]/[model_name]", "0123456789/castle v1.5"),
-        ("[vae_filename]", "soft.pt"),
+        ("[scheduler]", "Karras"),
+        ("[vae_filename]", "soft"),
         ("[prompt]|[prompt_spaces]", "a_Red_apple,_猫_a Red apple, 猫"),
         ("x[none]", "x"),
         ("[seed_first]-[seed_last]", "7"),
@@ -68,6 +69,9 @@ def test_tokens(pattern: str, expected: str) -> None:
 def test_a_job_of_several() -> None:
     job = Job(index=3, batch_size=2, n_iter=2, first_seed=4)
     assert name("[seed_first]-[seed_last]-[batch_number]-[generation_number]-[batch_size]", job) == "4-7-2-4-2"
+    apart = Job(index=3, batch_size=1, n_iter=4, first_seed=4)
+    assert name("[seed_first]-[seed_last]-[generation_number]", apart) == "7-4", "one at a time, each is its own first"
+    assert name("[sampler_scheduler]", scheduler="SGM Uniform") == "DPM++ 2M Sgm uniform"
     assert name("[job_timestamp]", Job(begun=datetime(2026, 1, 2, 3, 4, 5))) == "20260102030405"
     assert name("[seed]-[denoising]", image="x.png", denoising_strength=0.5) == "7-0.5"
     template = Template(prompt="apple", styles=("oil", "ink"))

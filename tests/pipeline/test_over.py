@@ -99,6 +99,22 @@ def test_nothing_to_paint_is_one_line(tiny: Model, fields: dict[str, Any]) -> No
         paint(Inpaint, tiny, image=photograph(), **fields)
 
 
+def test_colours_are_corrected_to_the_first_picture_and_what_stands_under_the_mask(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aims: list[Image.Image] = []
+
+    def noted(image: Image.Image, like: Image.Image) -> Image.Image:
+        aims.append(like)
+        return image
+
+    monkeypatch.setattr("danqing.pipeline.over.match_colors", noted)
+    paint(ImageToImage, tiny, image=photograph(), color_correction=True, loops=3)
+    assert [aim.tobytes() for aim in aims] == [photograph().tobytes()] * 3, "each loop aims at the first picture"
+    paint(Inpaint, tiny, image=photograph(), mask=hole(), color_correction=True, inpainting_fill="fill")
+    assert aims[-1].tobytes() != photograph().tobytes(), "filled before the colours are taken"
+
+
 def test_fills_and_soft_inpainting_differ(tiny: Model) -> None:
     fields = {"image": photograph(), "mask": hole()}
     made = [paint(Inpaint, tiny, **fields, inpainting_fill=number)[0] for number in range(4)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from danqing.metadata.read import read_record
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.pipeline.replay import replay
-from danqing.requests import ImageToImage, Platform, TextToImage
+from danqing.requests import ImageToImage, Inpaint, Outpaint, Platform, TextToImage
 
 FIELDS = {"steps": 2, "width": 64, "height": 64, "seed": 3}
 
@@ -107,6 +109,51 @@ def test_another_tools_picture(tiny: Model, tmp_path: Path) -> None:
         replay(tmp_path / "x.png")
     again = replay(tmp_path / "x.png", tiny)
     assert (again.told.tool, again.identical, again.picture.image.size) == ("AUTOMATIC1111", False, (64, 64))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mask": "mask.png", "inpaint_full_res": True, "width": 64, "height": 64, "soft_inpainting": "yes"},
+        {"mask": "mask.png", "inpainting_fill": "latent noise", "mask_blur": 0},
+        {"left": 24, "down": 8, "mask_blur": 8},
+    ],
+    ids=["only masked", "whole picture", "outpaint"],
+)
+def test_inpainting_and_outpainting(tiny: Model, tmp_path: Path, fields: dict[str, Any]) -> None:
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(tmp_path / "source.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (8, 8, 40, 32))
+    mask.save(tmp_path / "mask.png")
+    given = {**fields, "mask": str(tmp_path / "mask.png")} if "mask" in fields else fields
+    kind = Inpaint if "mask" in fields else Outpaint
+    request = kind(image=str(tmp_path / "source.png"), prompt="x", denoising_strength=0.8, steps=3, seed=1, **given)
+    (painted,) = paint(request, tiny, say=lambda line: None)
+    again = replay(painted.save(tmp_path / "x.png"), tiny)
+    assert (again.identical, again.differences) == (True, ())
+    assert type(again.told.request) is kind
+    assert again.picture.image.tobytes() == painted.image.tobytes()
+
+
+def test_automatic1111s_picture_is_known_by_its_hash(tiny: Model, tmp_path: Path) -> None:
+    source = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+    digest = hashlib.md5(source.convert("RGBA").tobytes(), usedforsecurity=False).hexdigest()
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(
+        "parameters",
+        "a cat\nSteps: 2, Sampler: Euler, CFG scale: 7, Seed: 3, Size: 64x64, Model: castle, Denoising strength: 0.6, "
+        f"Init image hash: {digest}",
+    )
+    source.save(tmp_path / "x.png", pnginfo=chunks)
+    with pytest.raises(DanqingError, match=rf"'{digest}\.png', is not beside it"):
+        replay(tmp_path / "x.png", tiny)
+    source.save(tmp_path / f"{digest}.png")
+    again = replay(tmp_path / "x.png", tiny)
+    assert again.picture.resolved.request.image.md5 == digest
+    assert f"Init image hash: {digest}, RNG: " in again.picture.infotext
+    Image.new("RGB", (64, 64)).save(tmp_path / f"{digest}.png")
+    with pytest.raises(DanqingError, match="another picture than the image it was painted from"):
+        replay(tmp_path / "x.png", tiny)
 
 
 def test_from_a_picture(tiny: Model, tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ def plot(
     if (vary_seeds or random_seeds) and not (x or y or z):
         raise DanqingError("vary_seeds, random_seeds: need an axis; --iterate-seeds is for the others")
     given = {name: value for name, value in {"prompt": prompt, "model": model, **fields}.items() if value is not None}
-    given |= {} if size is None else parse_size(size)
+    if size is not None:
+        if given.keys() & {"width", "height"}:
+            raise DanqingError("size: give it by --size, or by --width and --height, not by both")
+        given |= parse_size(size)
     request = read(REQUESTS[choose("kind", kind, list(REQUESTS))], given)
     settings = load_settings()
     check_output(output, settings)

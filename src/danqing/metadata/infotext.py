@@ -286,6 +286,11 @@ def _second_prompt(field: str, first: str) -> Callable[[ResolvedRequest], object
     return write
 
 
+def _init_image(resolved: ResolvedRequest) -> object:
+    image = getattr(resolved.request, "image", None)
+    return image.md5 if isinstance(image, Reference) else None
+
+
 def _padding(resolved: ResolvedRequest) -> object:
     r = resolved.request
     return getattr(r, "inpaint_full_res_padding", None) if getattr(r, "inpaint_full_res", False) else None
@@ -347,6 +352,7 @@ ENTRIES: tuple[Entry, ...] = (
         ("clip_skip",),
     ),
     _field("ENSD", "eta_noise_seed_delta"),
+    Entry("Init image hash", _init_image, lambda text: {"image": {"name": "", "md5": text}}),
     Entry(
         "RNG",
         lambda resolved: _SOURCES.get(resolved.request.noise_source or ""),
@@ -536,7 +542,7 @@ def read_infotext(text: str) -> Told:
     )
 
 
-_UNIMPORTANT = ("Version", "User", "TI hashes", "Hashes", "Init image hash", "Hypernet", "Hypernet strength",
+_UNIMPORTANT = ("Version", "User", "TI hashes", "Hashes", "Hypernet", "Hypernet strength",
                 "Hypernet hash", "Template", "Negative Template", "Civitai resources", "Civitai metadata", "Script",
                 *(f"{part}{axis} {what}" for axis in "XYZ" for part, what in
                   (("", "Type"), ("", "Values"), ("Fixed ", "Values"))))  # fmt: skip
@@ -569,11 +575,13 @@ def _fill(fields: Fields, pairs: Mapping[str, str], kind: Kind, own: bool) -> No
         fields.setdefault("dialect", "a1111")
         if kind == "inpaint":
             fields["mask"] = UNRECORDED
+            fields.setdefault("mask_blur", "0")  # which AUTOMATIC1111 leaves out
     if kind in ("inpaint", "outpaint"):
         fields.setdefault("inpainting_fill", "original")
     if kind == "outpaint":
         fields.pop("width", None), fields.pop("height", None)
     if kind == "txt2img":
+        fields.pop("image", None)
         if pairs.keys() & {"Hires upscale", "Hires resize", "Hires upscaler", "Hires steps"}:
             fields["enable_hr"] = True
         else:

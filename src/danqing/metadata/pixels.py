@@ -16,3 +16,8 @@ def pixels_sha256(image: Image.Image) -> str:
     if image.mode != mode:
         image = image.convert(mode)
     return hashlib.sha256(f"{mode} {image.width}x{image.height}\n".encode() + image.tobytes()).hexdigest()
+
+
+def rgba_md5(image: Image.Image) -> str:
+    """MD5 of the RGBA values, row by row: what AUTOMATIC1111 calls a picture that was painted over (`Init image hash`)."""
+    return hashlib.md5(image.convert("RGBA").tobytes(), usedforsecurity=False).hexdigest()

@@ -125,7 +125,10 @@ def _inpaint(picture: Image.Image, asked: Image.Image, request: Inpaint) -> Canv
         assert box is not None  # a mask that is not black has bounds
         image, mask = (fit(each.crop(box), width, height, "resize and fill") for each in (picture, soft))
         canvas = Canvas(image, image, mask, picture, soft, box, asked=asked)
-    return canvas if request.inpainting_fill == "original" else replace(canvas, image=masks.fill(image, mask))
+    if request.inpainting_fill == "original":
+        return canvas
+    filled = masks.fill(image, mask)
+    return replace(canvas, image=filled, colors=filled)
 
 
 def _outpaint(picture: Image.Image, request: Outpaint, before: Canvas | None) -> Canvas:

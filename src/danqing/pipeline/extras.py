@@ -34,7 +34,13 @@ def enhancer(
     wanted = [(request.upscaler, 1.0)]
     if request.upscaler_2 is not None:
         wanted.append((request.upscaler_2, request.upscaler_2_visibility))
-    upscalers = [(load_upscaler(n, device=device, dtype=dtype, settings=settings), seen) for n, seen in wanted if seen]
+    upscalers = [
+        (load_upscaler(name, device=device, dtype=dtype, settings=settings, steps=request.ldsr_steps), seen)
+        for name, seen in wanted
+        if seen
+    ]
+    if request.ldsr_steps is not None and not any(upscaler.diffuses for upscaler, _ in upscalers):
+        say("ldsr_steps has no effect: no upscaler is LDSR")
     faces: tuple[Detector, Restorer] | None = None
     if request.face_restorer is not None:
         restorer = load_restorer(request.face_restorer, fidelity=request.fidelity, device=device, settings=settings)
@@ -110,10 +116,11 @@ def enhance_file(
     is not kept: the pixels are no longer those that it paints. Raises DanqingError.
     """
     opened = read_picture(source)
-    image = enhance(ImageOps.exif_transpose(opened.image) or opened.image, shown)
+    upright = ImageOps.exif_transpose(opened.image)
+    image = enhance(upright, shown)
     text = None
     if metadata:
-        done = f"Postprocess upscale by: {image.width / opened.image.width:g}, Postprocess upscaler: {request.upscaler}"
+        done = f"Postprocess upscale by: {image.width / upright.width:g}, Postprocess upscaler: {request.upscaler}"
         before = opened.texts.get("parameters", "").rstrip()
         text = f"{before}, {done}" if before else done
     if target.suffix.lower() in (".jpg", ".jpeg") and "A" in image.mode:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from danqing.errors import DanqingError
-from danqing.metadata.pixels import pixels_sha256
+from danqing.metadata.pixels import pixels_sha256, rgba_md5
 from danqing.requests import PictureSource, Reference, ResizeMode
 from danqing.vocabulary import quoted
 
@@ -64,12 +64,12 @@ def with_references(request: Any, pictures: Mapping[str, Image.Image]) -> Any:
 
 
 def reference(source: PictureSource, image: Image.Image) -> Reference:
-    """A picture's name, without its folder, and the hash of its pixels."""
+    """A picture's name, without its folder, and the hashes of its pixels."""
     if isinstance(source, Reference):
         name = source.name
     else:
         name = "picture" if source.startswith("data:") else Path(source).name
-    return Reference(name=name, sha256=pixels_sha256(image))
+    return Reference(name=name, sha256=pixels_sha256(image), md5=rgba_md5(image))
 
 
 def _sources(request: BaseModel) -> dict[str, PictureSource]:

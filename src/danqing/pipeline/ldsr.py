@@ -111,14 +111,16 @@ def is_latent_upscaler(path: Path) -> bool:
     return path.is_dir() or kind_of(open_file(path).shapes).name == "ldsr"
 
 
-def load_latent_upscaler(path: Path, device: torch.device, dtype: torch.dtype) -> LatentUpscaler:
+def load_latent_upscaler(
+    path: Path, device: torch.device, dtype: torch.dtype, steps: int | None = None
+) -> LatentUpscaler:
     """The latent-diffusion upscaler in a file of latent diffusion's layout or a folder of diffusers'.
 
-    Where the file keeps the moving average of its U-Net's weights, that is what runs, as in AUTOMATIC1111.
+    It takes `steps`, the family's number unless given. Where the file keeps the moving average of its U-Net's weights, that is what runs, as in AUTOMATIC1111.
     Raises DanqingError: another model, damaged, or with missing, surplus and mis-shaped keys.
     """
     checkpoint = open_checkpoint(path)
     if checkpoint.family.variant != "upscale":
         raise DanqingError(f"{path}: is a model of {checkpoint.family.title}, not an upscaler")
     model = load(path, device=device, dtype=dtype, ema=checkpoint.has_ema)
-    return LatentUpscaler(model, model.family.defaults.steps)
+    return LatentUpscaler(model, steps or model.family.defaults.steps)

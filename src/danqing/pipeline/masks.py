@@ -17,9 +17,14 @@ Box = tuple[int, int, int, int]
 
 
 def read_mask(picture: Image.Image, binary: bool) -> Image.Image:
-    """A mask from a picture: its opacity where it has any transparency, else its brightness; `binary` cuts at 128."""
-    grey = picture.getchannel("A") if picture.mode == "RGBA" else picture.convert("L")
-    return grey.point(lambda value: 255 if value > 128 else 0) if binary else grey
+    """A mask from a picture: its opacity where it is transparent anywhere, else its brightness; in AUTOMATIC1111's way.
+
+    `binary` cuts opacity at 128. Brightness stays as grey as it is: the sampler rounds it, at the latents' size.
+    """
+    if picture.mode != "RGBA" or picture.getchannel("A").getextrema() == (255, 255):
+        return picture.convert("L")
+    opacity = picture.getchannel("A")
+    return opacity.point(lambda value: 255 if value > 128 else 0) if binary else opacity
 
 
 def transparent_part(picture: Image.Image, binary: bool) -> Image.Image:
@@ -29,12 +34,15 @@ def transparent_part(picture: Image.Image, binary: bool) -> Image.Image:
 
 
 def blur(mask: Image.Image, x: float, y: float) -> Image.Image:
-    """`mask` under a Gaussian of deviations `x` and `y` pixels, cut at 2.5 of them, mirrored at the edges."""
+    """`mask` under a Gaussian of deviations `x` and `y` pixels, cut at 2.5 of them, mirrored at the edges.
+
+    Rounded after each of both, as AUTOMATIC1111 blurs one after the other.
+    """
     values = np.asarray(mask, dtype=np.float64)
     for axis, deviation in ((1, x), (0, y)):
         if deviation > 0:
-            values = _gaussian(values, deviation, axis)
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+            values = _gaussian(values, deviation, axis).round()
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
 def _gaussian(values: np.ndarray, deviation: float, axis: int) -> np.ndarray:

@@ -77,11 +77,20 @@ def _plain_prompt(subject: Subject) -> str:
     return template.prompt if template else subject.request.prompt
 
 
+def _first_seed(subject: Subject) -> int | None:
+    """Of the job where pictures are painted together, as in AUTOMATIC1111; else the picture's own."""
+    job = subject.job
+    return subject.request.seed if job.first_seed is None or job.batch_size == 1 else job.first_seed
+
+
 def _last_seed(subject: Subject) -> int | None:
     job = subject.job
-    count = job.batch_size * job.n_iter
-    first = subject.request.seed if job.first_seed is None else job.first_seed
-    return (first or 0) + count - 1 if count > 1 else None
+    return (_first_seed(subject) or 0) + job.batch_size * job.n_iter - 1 if job.batch_size > 1 else None
+
+
+def _scheduler(subject: Subject) -> str:
+    """`Sgm uniform`: AUTOMATIC1111 capitalises the first letter alone."""
+    return (subject.request.scheduler or "").capitalize()
 
 
 def _time(subject: Subject, layout: str = "", zone: str = "") -> str:
@@ -113,7 +122,7 @@ def _has_prompt(subject: Subject, *wanted: str) -> str:
 Value = Callable[..., object]
 TOKENS: dict[str, Value] = {
     "seed": lambda s: s.request.seed,
-    "seed_first": lambda s: s.request.seed if s.job.first_seed is None else s.job.first_seed,
+    "seed_first": _first_seed,
     "seed_last": _last_seed,
     "steps": lambda s: s.request.steps,
     "cfg": lambda s: s.request.cfg_scale,
@@ -121,11 +130,11 @@ TOKENS: dict[str, Value] = {
     "height": lambda s: s.image.height,
     "styles": _styles,
     "sampler": lambda s: s.request.sampler_name,
-    "sampler_scheduler": lambda s: f"{s.request.sampler_name} {s.request.scheduler}",
-    "scheduler": lambda s: s.request.scheduler,
+    "sampler_scheduler": lambda s: f"{s.request.sampler_name} {_scheduler(s)}",
+    "scheduler": _scheduler,
     "model_hash": lambda s: (s.resolved.checkpoint.sha256 or "")[:10],
     "model_name": lambda s: s.resolved.checkpoint.name,
-    "vae_filename": lambda s: s.resolved.vae.name if s.resolved.vae else "",
+    "vae_filename": lambda s: s.resolved.vae.name.lstrip(".").partition(".")[0] if s.resolved.vae else "NoneType",
     "date": lambda s: datetime.now().strftime("%Y-%m-%d"),
     "datetime": _time,
     "job_timestamp": lambda s: s.job.begun.strftime("%Y%m%d%H%M%S"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -76,7 +76,9 @@ def image_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
             these = [later(single, loop) for single in singles]
             noise = run.noise(these)
             if loop:
-                canvases = [canvas_of(image, request, studio, canvas) for image in images]
+                canvases = [
+                    replace(canvas_of(image, request, studio, canvas), colors=canvas.colors) for image in images
+                ]
                 parts = [_encoded(run, each, request, noise, studio) for each in canvases]
             else:
                 parts = [first_ready(noise)] * len(these)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from danqing.families import Model
 from danqing.library.names import find
 from danqing.library.settings import Settings, load_settings
 from danqing.metadata.files import PictureFile, read_picture
-from danqing.metadata.pixels import pixels_sha256
+from danqing.metadata.pixels import pixels_sha256, rgba_md5
 from danqing.metadata.read import tell
 from danqing.metadata.told import Told
 from danqing.pipeline.images import open_picture
@@ -107,15 +108,17 @@ def _with_pictures(path: Path, told: Told, given: Mapping[str, str | Path]) -> P
 
 
 def _beside(path: Path, source: Reference, field: str) -> str:
-    if not source.name:
+    known = re.fullmatch(r"[0-9a-f]{32}", source.md5 or "")
+    if not source.name and not known:
         raise DanqingError(f"{path}: the {field} it was painted from is not recorded; give it by --{field}")
     # a name from a file may not lead elsewhere
-    candidate = path.parent / Path(source.name.replace("\\", "/")).name
+    name = source.name or f"{source.md5}.png"  # as AUTOMATIC1111 keeps it
+    candidate = path.parent / Path(name.replace("\\", "/")).name
     if not candidate.is_file():
-        raise DanqingError(
-            f"{path}: the {field} it was painted from, '{source.name}', is not beside it; give it by --{field}"
-        )
-    if source.sha256 and pixels_sha256(open_picture(str(candidate), field)) != source.sha256:
+        raise DanqingError(f"{path}: the {field} it was painted from, '{name}', is not beside it; give it by --{field}")
+    picture = open_picture(str(candidate), field)
+    wanted, found = (source.sha256, pixels_sha256) if source.sha256 or not known else (source.md5, rgba_md5)
+    if wanted and found(picture) != wanted:
         raise DanqingError(
             f"{path}: '{candidate}' is another picture than the {field} it was painted from; give that by --{field}"
         )

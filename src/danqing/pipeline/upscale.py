@@ -16,7 +16,7 @@ from torch import Tensor
 from danqing.errors import DanqingError
 from danqing.library.names import find, known
 from danqing.library.settings import Settings, load_settings
-from danqing.pipeline.ldsr import is_latent_upscaler, load_latent_upscaler
+from danqing.pipeline.ldsr import LatentUpscaler, is_latent_upscaler, load_latent_upscaler
 from danqing.pipeline.models import Say, print_note
 from danqing.pipeline.networks import load_network
 from danqing.runtime.devices import pick_device, pick_dtype
@@ -59,6 +59,11 @@ class Upscaler:
         """By how much one run of the network enlarges."""
         return 1 if self.network is None else int(self.network.scale)
 
+    @property
+    def diffuses(self) -> bool:
+        """Whether it is LDSR, which takes steps."""
+        return isinstance(self.network, LatentUpscaler)
+
 
 def upscaler_names(settings: Settings | None = None) -> list[str]:
     """What can be asked for by name: the resamplers, and the library's upscalers."""
@@ -83,11 +88,12 @@ def load_upscaler(
     device: str | None = None,
     dtype: str | None = None,
     settings: Settings | None = None,
+    steps: int | None = None,
 ) -> Upscaler:
     """The upscaler of that name: a resampler's, in any case, or a network's by path or by its name in the library.
 
     A network is one that spandrel knows, or latent-diffusion super-resolution (LDSR), in a file or diffusers' folder.
-    `dtype` is float32 unless given; not every network runs in less.
+    `dtype` is float32 unless given; not every network runs in less. `steps` are LDSR's, 100 unless given.
     Raises DanqingError for an unknown name, a file that holds no upscaler, or spandrel missing.
     """
     settings = settings or load_settings()
@@ -98,7 +104,7 @@ def load_upscaler(
     target = pick_device(device or settings.device)
     precision = pick_dtype(dtype or "float32", target)
     if is_latent_upscaler(path):
-        return Upscaler(path.stem, network=load_latent_upscaler(path, target, precision), path=path)
+        return Upscaler(path.stem, network=load_latent_upscaler(path, target, precision, steps), path=path)
     network = load_network(path, target, precision)
     if network.purpose == "FaceSR":
         raise DanqingError(f"{path}: {network.architecture.name} restores faces only; give it by --face-restorer")
