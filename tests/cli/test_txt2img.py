@@ -158,6 +158,16 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def test_names_count_what_wildcards_made_of_the_request(run: Run) -> None:
+    answer = run("txt2img", "a {red|green|blue} cat", "--dynamic", "all", *QUICK, "--seed", "4", "-o", "x.png")
+    assert answer.code == 0, answer.err
+    assert names() == ["x-1.png", "x-2.png", "x-3.png"]
+    answer = run("txt2img", "a {red|green} cat", "--dynamic", "all", *QUICK, "--seed", "4",
+                 "-o", "n/[seed]-[generation_number].png")  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert names("n") == ["4-1.png", "5-2.png"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to another process")
 def test_ctrl_c_ends_after_the_step_and_keeps_what_is_finished(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
