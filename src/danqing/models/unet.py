@@ -322,11 +322,18 @@ class UpBlock(Level):
         return hidden
 
 
-class UNet(nn.Module):
-    """Predicts what the family's `Process` says (noise, velocity ...) of noisy latents.
+def skip_channels(config: UNetConfig) -> dict[str, int]:
+    """The skip connections' channels by the canonical names of the layers that they leave, in that order."""
+    skips = {"conv_in": config.channels[0]}
+    for i, width in enumerate(config.channels):
+        skips |= {f"down_blocks.{i}.resnets.{j}": width for j in range(len(config.down_depth[i]))}
+        if i < len(config.channels) - 1:
+            skips[f"down_blocks.{i}.downsamplers.0"] = width
+    return skips
 
-    Made in evaluation mode, in which a picture's bits do not depend on its batch; `train()` trades that for speed.
-    """
+
+class Encoder(nn.Module):
+    """The way down of the U-Net, its middle, and what they are told: what a ControlNet is a copy of."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -336,24 +343,10 @@ class UNet(nn.Module):
         self.time_embedding = Embedding(channels[0], width, config.guidance_width)
         added = config.pooled_width + config.size_ids * config.size_id_width
         self.add_embedding = Embedding(added, width) if added else None
-
-        left, c_in = [channels[0]], channels[0]  # the channels of all skips, to be joined from the last
-        self.down_blocks = nn.ModuleList()
-        for i, c_out in enumerate(channels):
-            block = DownBlock(f"down_blocks.{i}", c_in, i, config)
-            left += [c_out] * (len(block.resnets) + len(block.downsamplers))
-            self.down_blocks.append(block)
-            c_in = c_out
+        self.down_blocks = nn.ModuleList(
+            DownBlock(f"down_blocks.{i}", channels[max(i - 1, 0)], i, config) for i in range(len(channels))
+        )
         self.mid_block = None if config.mid_depth is None else MidBlock(config.mid_depth, config)
-        self.up_blocks = nn.ModuleList()
-        for i, c_out in enumerate(reversed(channels)):
-            taken = [left.pop() for _ in config.up_depth[i]]
-            self.up_blocks.append(UpBlock(f"up_blocks.{i}", c_in, taken, i, config))
-            c_in = c_out
-
-        self.conv_norm_out = GroupNorm(config.groups, channels[0], eps=1e-5)
-        self.conv_out = Conv2d(channels[0], config.out_channels, 3, padding=1)
-        self.eval()
 
     def embed(
         self, timestep: Tensor, pooled: Tensor | None, time_ids: Tensor | None, guidance: Tensor | None
@@ -372,6 +365,27 @@ class UNet(nn.Module):
         rows = max(len(part) for part in parts)
         added = torch.cat([part.to(dtype).expand(rows, -1) for part in parts], -1)
         return embedding + self.add_embedding(added)  # type: ignore[no-any-return]
+
+
+class UNet(Encoder):
+    """Predicts what the family's `Process` says (noise, velocity ...) of noisy latents.
+
+    Made in evaluation mode, in which a picture's bits do not depend on its batch; `train()` trades that for speed.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        channels = config.channels
+        left, c_in = list(skip_channels(config).values()), channels[-1]  # the skips are joined from the last
+        self.up_blocks = nn.ModuleList()
+        for i, c_out in enumerate(reversed(channels)):
+            taken = [left.pop() for _ in config.up_depth[i]]
+            self.up_blocks.append(UpBlock(f"up_blocks.{i}", c_in, taken, i, config))
+            c_in = c_out
+
+        self.conv_norm_out = GroupNorm(config.groups, channels[0], eps=1e-5)
+        self.conv_out = Conv2d(channels[0], config.out_channels, 3, padding=1)
+        self.eval()
 
     def forward(
         self,
