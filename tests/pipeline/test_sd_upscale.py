@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 import danqing
 from danqing.errors import DanqingError
 from danqing.families import Model
-from danqing.pipeline.sd_upscale import cut, joined
+from danqing.pipeline.sd_upscale import cut, joined, places
 from danqing.requests import MAX_SEED, ImageToImage, Inpaint, Painting, read
 
 
@@ -33,6 +33,17 @@ def test_tiles_that_stay_are_the_picture(tile: tuple[int, int], count: int) -> N
     assert len(parts) == count
     assert {part.size for part in parts} == {(min(tile[0], 150), min(tile[1], 90))}
     assert joined(parts, image.size, tile, 16).tobytes() == image.tobytes()
+
+
+def test_tiles_stand_at_even_distances_and_fade_in_from_left_and_above() -> None:
+    assert places(1000, 512, 64) == [0, 244, 488]
+    assert places(960, 512, 64) == [0, 448]
+    assert places(512, 512, 64) == places(90, 512, 64) == [0]
+    grey = [Image.new("RGB", (64, 64), (value,) * 3) for value in (0, 100, 40, 200)]
+    out = np.asarray(joined(grey, (96, 96), (64, 64), 16), dtype=int)[..., 0]
+    assert out[0, [0, 32, 40, 48, 95]].tolist() == [0, 0, 50, 100, 100]
+    assert out[[31, 40, 48], 0].tolist() == [0, 20, 40]
+    assert out[95, 95] == 200
 
 
 def test_a_pointwise_change_has_no_seam() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from danqing.errors import DanqingError
 from danqing.pipeline.images import flatten
@@ -16,7 +15,6 @@ from danqing.pipeline.over import image_to_image, later
 from danqing.pipeline.run import Painter, Studio
 from danqing.pipeline.upscale import load_upscaler, upscale
 from danqing.requests import ImageToImage, ResolvedRequest
-from danqing.runtime.tiles import starts, tiled
 from danqing.sampling.types import Step
 
 
@@ -57,28 +55,43 @@ def sd_upscaled(resolved: ResolvedRequest, studio: Studio) -> Painter:
     return Painter(len(parts) * painter(parts[0]).count, batch)
 
 
+def places(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along one axis: as few as overlap by `overlap` or more, at even distances."""
+    if length <= tile:
+        return [0]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    return [int(number * (length - tile) / (count - 1)) for number in range(count)]
+
+
 def cut(image: Image.Image, tile: tuple[int, int], overlap: int) -> list[Image.Image]:
     """The tiles of `image`, row by row, each (width, height) = `tile` or as much of it as the picture has."""
     width, height = (min(side, whole) for side, whole in zip(tile, image.size))
-    places = [(x, y) for y in starts(image.height, height, overlap) for x in starts(image.width, width, overlap)]
-    return [image.crop((x, y, x + width, y + height)) for x, y in places]
+    columns, rows = (places(whole, side, overlap) for whole, side in zip(image.size, tile))
+    return [image.crop((x, y, x + width, y + height)) for y in rows for x in columns]
 
 
 def joined(parts: Sequence[Image.Image], size: tuple[int, int], tile: tuple[int, int], overlap: int) -> Image.Image:
-    """The RGB picture of `size` (width, height) whose tiles, as `cut` orders them, are `parts`, blended where they overlap.
+    """The RGB picture of `size` (width, height) whose tiles, as `cut` orders them, are `parts`.
 
-    One of another size is brought to its place's. Raises ValueError unless 0 <= overlap < both sides of `tile`.
+    Each fades in over its first `overlap` pixels, from left to right, and rows of tiles from above. A tile of another
+    size is brought to its place's.
     """
-    left = iter(parts)
+    width, height = (min(side, whole) for side, whole in zip(tile, size))
+    left, out = iter(parts), np.zeros((size[1], size[0], 3))
+    for y in places(size[1], tile[1], overlap):
+        row = np.zeros((height, size[0], 3))
+        for x in places(size[0], tile[0], overlap):
+            part = next(left).convert("RGB")
+            part = part if part.size == (width, height) else part.resize((width, height), Image.Resampling.LANCZOS)
+            _lay(row, np.asarray(part), x, overlap, 1)
+        _lay(out, row, y, overlap, 0)
+    return Image.fromarray(out.round().clip(0, 255).astype(np.uint8))
 
-    def part(place: Tensor) -> Tensor:
-        image, there = next(left).convert("RGB"), (place.shape[-1], place.shape[-2])
-        return _values(image if image.size == there else image.resize(there, Image.Resampling.LANCZOS))
 
-    values = tiled(part, torch.empty(1, 0, size[1], size[0]), tile, overlap)
-    return Image.fromarray(values[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-
-
-def _values(image: Image.Image) -> Tensor:
-    """(1, 3, H, W) float32 from 0 to 255."""
-    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1)[None]
+def _lay(onto: np.ndarray, part: np.ndarray, at: int, overlap: int, axis: int) -> None:
+    """`part` into `onto` from `at` on along `axis`, faded in over `overlap` unless it is the first."""
+    length = part.shape[axis]
+    share = np.minimum(np.arange(length) / overlap, 1) if at and overlap else np.ones(length)
+    share = share.reshape(-1, *[1] * (2 - axis))
+    there = (slice(None),) * axis + (slice(at, at + length),)
+    onto[there] = onto[there] * (1 - share) + part * share

@@ -33,7 +33,7 @@ def ramp(start: int, size: int, length: int, overlap: int, margin: int = 0) -> T
 def tiled(
     fn: Callable[[Tensor], Tensor],
     x: Tensor,
-    tile: int | tuple[int, int],
+    tile: int,
     overlap: int,
     ratio: tuple[int, int] = (1, 1),
     margin: int = 0,
@@ -41,20 +41,19 @@ def tiled(
 ) -> Tensor:
     """`fn` of x (B, C, H, W) in tiles of `tile`, blended in float32; `fn` changes sizes by `ratio` (times, divided by).
 
-    `tile` is both sides, or (width, height). Neighbours overlap by `overlap`, of which each gives up its outermost
-    `margin`: where `fn` looks no further than that, the result is that of the whole. `done` is told (tiles done, tiles
-    in all). Raises ValueError unless overlap < tile and 2 * margin < overlap (or both are 0).
+    Neighbours overlap by `overlap`, of which each gives up its outermost `margin`: where `fn` looks no further than
+    that, the result is that of the whole. `done` is told (tiles done, tiles in all).
+    Raises ValueError unless overlap < tile and 2 * margin < overlap (or both are 0).
     """
-    columns, rows = tile if isinstance(tile, tuple) else (tile, tile)
-    if not 0 <= overlap < min(columns, rows) or not (2 * margin < overlap or margin == overlap == 0):
-        raise ValueError(f"tiles of {columns}x{rows} cannot overlap by {overlap} with margins of {margin}")
+    if not 0 <= overlap < tile or not (2 * margin < overlap or margin == overlap == 0):
+        raise ValueError(f"tiles of {tile} cannot overlap by {overlap} with margins of {margin}")
     up, down = ratio
     height, width = (n * up // down for n in x.shape[-2:])
-    places = [(y, x0) for y in starts(x.shape[-2], rows, overlap) for x0 in starts(x.shape[-1], columns, overlap)]
+    places = [(y, x0) for y in starts(x.shape[-2], tile, overlap) for x0 in starts(x.shape[-1], tile, overlap)]
     total = torch.zeros(())
     weights = torch.zeros(height, width, device=x.device)
     for count, (top, left) in enumerate(places, 1):
-        part = fn(x[:, :, top : top + rows, left : left + columns])
+        part = fn(x[:, :, top : top + tile, left : left + tile])
         if total.dim() == 0:
             total = torch.zeros(*part.shape[:2], height, width, device=x.device)
         y, x0, (h, w) = top * up // down, left * up // down, part.shape[-2:]
