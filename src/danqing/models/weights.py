@@ -30,7 +30,8 @@ class WeightPatch:
 def patched(weight: Tensor, changes: Sequence[tuple[WeightPatch, float]]) -> Tensor:
     """`weight` after every (patch, strength) in order, reckoned in float32 and rounded to its own type once.
 
-    The result has the dtype, device and strides of `weight`, which is left as it is. A strength of 0 changes nothing.
+    The result has the dtype, device and strides of `weight`, which is left as it is. A strength of 0 changes nothing;
+    where nothing changes the result may share the memory of `weight`.
     Raises ValueError if a patch gives another shape.
     """
     new = weight.detach().float()
@@ -46,6 +47,8 @@ def patched(weight: Tensor, changes: Sequence[tuple[WeightPatch, float]]) -> Ten
         else:
             new = new.clone()
             new[patch.part] = result
+    if new.dtype == weight.dtype and new.stride() == weight.stride():
+        return new
     return torch.empty_like(weight).copy_(new)
 
 
