@@ -141,7 +141,8 @@ def test_patches_are_asked_for_each_call() -> None:
     model, net = _recorded()
     asked: list[tuple[int, float, int]] = []
 
-    def patches(latents: Tensor, at: At, conditioning: Conditioning) -> Patches:
+    def patches(latents: Tensor, told: Tensor, at: At, conditioning: Conditioning) -> Patches:
+        assert told.shape == (1,)
         asked.append((len(latents), at.step, len(conditioning.context)))
         return Patches()
 

@@ -325,6 +325,46 @@ def unet_table(depths: Depths) -> Table:
     return Table(tuple(rules))
 
 
+# --- what steers a U-Net by a picture ---------------------------------------------------------------------------------
+
+_UNION = ("task_embedding", "transformer_layes", "spatial_ch_projs", "control_add_embedding")
+
+
+def controlnet_table(depths: Depths, hint_layers: int) -> Table:
+    """ControlNet's own layout (lllyasviel/ControlNet, `cldm.py`) to diffusers' ControlNetModel.
+
+    Its hint's `hint_layers` convolutions are counted with the activations between them. Union networks have no layout
+    but diffusers', whose names for their own parts are kept.
+    """
+    skips = sum(len(blocks) + 1 for blocks in depths.down)  # the first convolution stands for the last downsampler
+    embedding, last = "controlnet_cond_embedding", hint_layers - 1
+    hint = {0: "conv_in", last: "conv_out"} | {i: f"blocks.{i - 1}" for i in range(1, last)}
+    return Table(
+        (
+            *unet_table(depths).rules,
+            *(rule(f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}") for i in range(skips)),
+            rule("middle_block_out.0", "controlnet_mid_block"),
+            *(rule(f"input_hint_block.{2 * i}", f"{embedding}.{name}") for i, name in hint.items()),
+            *(rule(name, name) for name in _UNION),
+        )
+    )
+
+
+def t2i_adapter_table(layers: int, light: bool) -> Table:
+    """T2I-Adapter's own layout (TencentARC/T2I-Adapter, `adapter.py`) to what diffusers' T2IAdapter has within.
+
+    Its full adapters count the residual blocks of all levels through, `layers` to a level; its light ones do not.
+    """
+    if light:
+        rules = [rule(f"body.{i}.body", f"body.{i}.resnets") for i in range(4)]
+        return Table((rule("", ""), *rules))
+    rules = [rule("conv_in", "conv_in")]
+    for i in range(4):
+        rules.append(rule(f"body.{layers * i}.in_conv", f"body.{i}.in_conv"))
+        rules += [rule(f"body.{layers * i + j}", f"body.{i}.resnets.{j}") for j in range(layers)]
+    return Table(tuple(rules))
+
+
 # --- latent diffusion's autoencoder -----------------------------------------------------------------------------------
 
 _VAE_ATTENTION = (("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))

@@ -50,13 +50,12 @@ def _whole(config: Config, key: str, default: int, where: str) -> int:
 
 
 def exact_unet(derived: UNetConfig, config: Config, pooled: int | None, where: str) -> UNetConfig:
-    """What shapes tell of the U-Net, completed by `unet/config.json`. Raises DanqingError for unsupported options.
+    """What shapes tell of the U-Net, completed by its `config.json`. Raises DanqingError for unsupported options.
 
     `pooled` is the pooled text vector's width, where the text encoder is there to tell.
     diffusers' `attention_head_dim` is the number of heads, by an old mistake that all its files carry on; only in a
     U-Net without text is it what it says.
     """
-    where = f"{where}: unet/config.json"
     _plain(config, _UNET_PLAIN, where)
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     if not derived.context_width:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Mapped(Protocol):
+    """What holds tensors of its own whose first dimension is the batch, or 1."""
+
+    def map(self, fn: Any) -> Any:
+        """The same with `fn` applied to each tensor; itself where that changes none."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,8 @@ class Conditioning:
     """(B, T, C): an image encoder's tokens, for adapters that attend to them."""
     channels: Tensor | None = None
     """(B, C', H, W): concatenated to the scaled latents (inpainting, instruct-pix2pix)."""
-    controls: tuple[Any, ...] = ()
-    """ControlNets and their pictures that act on this branch."""
+    controls: tuple[Mapped, ...] = ()
+    """ControlNets and their pictures (on the latents' grid) that act on this branch: `danqing.adapters.control`'s."""
     area: Tensor | None = None
     """(B, 1, H, W) in [0, 1] at latent size: where in the picture this branch holds; None is everywhere."""
     strength: float = 1.0
@@ -56,6 +63,7 @@ class Conditioning:
             image_tokens=apply(self.image_tokens),
             channels=apply(self.channels),
             area=apply(self.area),
+            controls=tuple(control.map(fn) for control in self.controls),
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:

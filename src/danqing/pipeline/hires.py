@@ -94,6 +94,7 @@ def text_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
         first_pass_steps=request.steps,
         pictures=studio.pictures,
         refiner=refiner,
+        controls=studio.controls,
     )
 
     def twice(singles: Sequence[ResolvedRequest]) -> Generator[Step, None, list[Image.Image]]:
@@ -106,7 +107,8 @@ def text_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
 
 
 def _pass(resolved: ResolvedRequest, studio: Studio, **options: Any) -> Run:
-    return prepare(resolved, studio.model, studio.note, studio.wrap, studio.cache, pictures=studio.pictures, **options)
+    given = {"pictures": studio.pictures, "controls": studio.controls, **options}
+    return prepare(resolved, studio.model, studio.note, studio.wrap, studio.cache, **given)
 
 
 def second_request(request: TextToImage, sizes: Target) -> TextToImage:

@@ -58,6 +58,7 @@ def image_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
             exact=request.exact_steps,
             pictures=studio.pictures,
             refiner=studio.others.get("refiner_checkpoint"),
+            controls=studio.controls,
         )
         for strength in strengths(request)
     ]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from danqing.adapters.control import Unit, control, control_source, with_controls
 from danqing.families import Model
 from danqing.models.conditioning import Conditioning
 from danqing.models.seamless import seamless
@@ -69,6 +70,8 @@ class Run:
     """(1, C', h, w): what an inpainting or instruct-pix2pix model is told where there is no picture."""
     full: bool = True
     """Whether `sigmas` begin at the schedule's beginning."""
+    controls: tuple[Unit, ...] = ()
+    """ControlNets and T2I-Adapters with what they are shown; a refiner is shown nothing."""
 
     @property
     def count(self) -> int:
@@ -97,6 +100,7 @@ class Run:
             pictures_per_call=plan.pictures_per_call,
             branches_apart=plan.branches_apart,
             timestep_of=told,
+            patches=control_source(self.model, self.count, r.dialect, self.note) if self.controls else None,
             say=self.note,
         )
         if r.tiled_diffusion is not None:
@@ -112,7 +116,12 @@ class Run:
             scale = guidance.skip_alternate(scale, r.s_min_uncond, 2 if sampler.second_order else 1)
         keep = sampler.name in NEEDS_NEGATIVE
         channels = self.channels if start is None or start.channels is None else start.channels
-        positive, negative = (_with_channels(side, channels) for side in (self.positive, self.negative))
+        cell = self.model.family.autoencoder.downscale
+        controls = [control(unit, *self.cells, cell) for unit in self.controls]
+        positive, negative = (
+            with_controls(_with_channels(side, channels), controls, side is self.positive)
+            for side in (self.positive, self.negative)
+        )
         if channels is not None and channels is not self.channels and self.model.family.variant == "pix2pix":
             by_picture = (isinstance(r, ImageToImage) and r.image_cfg_scale) or 0.0
             neither = _with_channels(self.negative, torch.zeros_like(channels))
@@ -228,11 +237,12 @@ def prepare(
     first_pass_steps: int | None = None,
     pictures: Mapping[str, Image.Image] | None = None,
     refiner: Model | None = None,
+    controls: Sequence[Unit] = (),
 ) -> Run:
     """Encode the prompts, choose the noise levels and a plan that fits in memory.
 
     `strength` and `exact` are `levels`'s, `first_pass_steps` and `pictures` are `texts.encode`'s. `refiner` paints the
-    last steps.
+    last steps. `controls` steer all but those.
     """
     r = resolved.request
     if r.tiling != "none":
@@ -248,7 +258,9 @@ def prepare(
     fitting = fitting_plans(r, model, branches, note)
     full = strength is None or len(sigmas) == len(levels(r, model))
     channels = empty_channels(model, r)
-    return Run(model, resolved, positive, negative, sigmas, note, wrap, fitting, second, channels, full)
+    return Run(
+        model, resolved, positive, negative, sigmas, note, wrap, fitting, second, channels, full, tuple(controls)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +278,8 @@ class Studio:
     """More models, by the request's field: `refiner_checkpoint`, `hr_checkpoint_name`."""
     detectors: Mapping[str, Detect] = field(default_factory=dict)
     """Detectors of detailers, by the name that a request has for them; others are loaded."""
+    controls: tuple[Unit, ...] = ()
+    """ControlNets and T2I-Adapters with what they are shown."""
 
 
 @dataclass(frozen=True, eq=False)

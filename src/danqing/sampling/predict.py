@@ -16,8 +16,9 @@ from danqing.runtime.numerics import guarded
 from danqing.sampling.types import Predict
 from danqing.vocabulary import Dialect
 
-PatchSource = Callable[[Tensor, At, Conditioning], Patches | None]
-"""(what the network is given (N, C', H, W), at, its conditioning with N rows) -> what to change in this call."""
+PatchSource = Callable[[Tensor, Tensor, At, Conditioning], Patches | None]
+"""(what the network is given (N, C', H, W), the step that it is told (1,), at, its conditioning with N rows) -> what to
+change in this call."""
 
 
 def predictor(
@@ -51,8 +52,8 @@ def predictor(
         scaled = (latents * c_in).to(model.dtype)
         if conditioning.channels is not None:
             scaled = torch.cat([scaled, conditioning.channels], 1)
-        changes = patches(scaled, at, conditioning) if patches else None
         told = torch.tensor([timestep_of(at.sigma)], device=model.device, dtype=torch.float32)
+        changes = patches(scaled, told, at, conditioning) if patches else None
 
         def run() -> Tensor:
             output: Tensor = model.denoiser(
@@ -205,6 +206,9 @@ def _stack(branches: Sequence[Conditioning], pictures: int, pad: bool) -> Condit
         tensors = [getattr(branch, name) for branch in branches]
         return None if tensors[0] is None else joined(tensors)
 
+    def alike(hint: Tensor) -> Tensor:
+        return hint if len(hint) == 1 or len(branches) == 1 else hint.repeat(len(branches), 1, 1, 1)
+
     channels = optional("channels")
     return Conditioning(
         context=joined([branch.context for branch in branches]),
@@ -213,7 +217,7 @@ def _stack(branches: Sequence[Conditioning], pictures: int, pad: bool) -> Condit
         extra={name: joined([branch.extra[name] for branch in branches]) for name in branches[0].extra},
         image_tokens=optional("image_tokens"),
         channels=None if channels is None else channels.expand(len(branches) * pictures, -1, -1, -1),
-        controls=branches[0].controls,
+        controls=tuple(control.map(alike) for control in branches[0].controls),
     )
 
 

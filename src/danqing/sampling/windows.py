@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def in_windows(
     """`predict` for latents (B, C, H, W) of any size, in windows of `size` = (width, height) cells that overlap.
 
     A branch's clean prediction is the weighted mean of its windows' (Bar-Tal et al. 2023, equation 5; for samplers that
-    are linear in the prediction that is the paper's mean of next steps). Its area and channels are cut to each window.
+    are linear in the prediction that is the paper's mean of next steps). Its area, channels and controls are cut to each window.
     What wraps the result, guidance and all, sees the whole picture; with guidance that is linear, as the classifier-free
     one, this is the mean of guided windows. Where one window covers the picture this is `predict`, bit for bit.
     `batch` windows are given to a call of `predict`. A window's `weight` falls across its overlaps unless given.
@@ -97,7 +98,8 @@ def _branch(branch: Conditioning, windows: Sequence[Window], pictures: int, heig
     if len(windows) > 1:
         return branch.map(parts)
 
-    def part(value: Tensor | None) -> Tensor | None:
+    def part(value: Any) -> Any:
         return value if value is None or value.shape[-2:] != (height, width) else _cut(value, windows[0])
 
-    return replace(branch, channels=part(branch.channels), area=part(branch.area))
+    controls = tuple(control.map(part) for control in branch.controls)
+    return replace(branch, channels=part(branch.channels), area=part(branch.area), controls=controls)

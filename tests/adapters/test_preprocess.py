@@ -1,0 +1,137 @@
+"""What is made of a picture before a network is shown it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from danqing.adapters import preprocess
+from danqing.adapters.preprocess import PREPROCESSORS, find_preprocessor, inpaint_hint, to_hint
+from danqing.errors import DanqingError
+
+
+def drawing(width: int = 96, height: int = 72) -> Image.Image:
+    """A gradient with a disc and a line, and noise, so that every direction has edges."""
+    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
+    noise = np.random.default_rng(0).integers(0, 40, (height, width, 3))
+    image = Image.fromarray((np.stack([x, y, 200 - x], -1) + noise).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((20, 12, 60, 52), fill=(230, 30, 20))
+    pen.line((4, 66, 90, 8), fill=(0, 0, 0), width=2)
+    return image
+
+
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(np.int32)
+
+
+@pytest.mark.parametrize("name", PREPROCESSORS)
+@pytest.mark.parametrize("size", [(96, 72), (7, 3), (1, 1)])
+def test_every_one_keeps_the_size_and_the_picture(name: str, size: tuple[int, int]) -> None:
+    image = drawing().resize(size)
+    before = array(image)
+    made = PREPROCESSORS[name](image)
+    assert made.size == size
+    assert made.mode == "RGB"
+    np.testing.assert_array_equal(array(image), before)
+    np.testing.assert_array_equal(array(made), array(PREPROCESSORS[name](image)))
+    assert PREPROCESSORS[name](image.convert("L")).size == size
+
+
+@pytest.mark.parametrize("name", sorted(set(PREPROCESSORS) - {"none", "tile"}))
+def test_every_one_does_something(name: str) -> None:
+    made = array(PREPROCESSORS[name](drawing()))
+    assert (made != array(drawing())).any()
+    assert made.std() > 5
+
+
+@pytest.mark.parametrize(("low", "high"), [(100, 200), (30, 60), (50.7, 300.2), (0, 0)])
+def test_canny_is_opencv_s(low: float, high: float) -> None:
+    cv2 = pytest.importorskip("cv2")
+    expected = cv2.Canny(np.asarray(drawing()), low, high)
+    assert 0.01 < (expected > 0).mean() < 0.9
+    np.testing.assert_array_equal(array(preprocess.canny(drawing(), low, high))[..., 0], expected)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 5.0, 9.0])
+def test_blur_is_opencv_s(sigma: float) -> None:
+    cv2 = pytest.importorskip("cv2")
+    expected = cv2.GaussianBlur(np.asarray(drawing()).astype(np.float32), (0, 0), sigma)
+    assert np.abs(array(preprocess.blur(drawing(), sigma)) - expected).max() <= 1
+
+
+def test_luminance_is_opencv_s() -> None:
+    cv2 = pytest.importorskip("cv2")
+    expected = cv2.cvtColor(np.asarray(drawing()), cv2.COLOR_RGB2LAB)[..., 0].astype(np.int32)
+    assert np.abs(array(preprocess.luminance(drawing()))[..., 0] - expected).max() <= 1
+
+
+def test_otsu_is_opencv_s() -> None:
+    cv2 = pytest.importorskip("cv2")
+    grey = np.asarray(drawing().convert("L"))
+    _, expected = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    np.testing.assert_array_equal(array(preprocess.threshold(drawing()))[..., 0], expected)
+
+
+def test_threshold_at_a_level() -> None:
+    grey = Image.fromarray(np.array([[0, 99, 100, 101, 255]], dtype=np.uint8))
+    assert array(preprocess.threshold(grey, 100))[0, :, 0].tolist() == [0, 0, 0, 255, 255]
+
+
+def test_lines_of_a_drawing() -> None:
+    """A black line on white paper is found as white on black, and nothing besides it."""
+    paper = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(paper).line((32, 0, 32, 63), fill="black", width=2)
+    for made in (array(preprocess.line_art(paper)), array(preprocess.scribble(paper))):
+        assert made[32, 32, 0] > 100
+        assert made[:, :8].max() == made[:, 56:].max() == 0
+    assert array(preprocess.invert(paper))[32, 32].tolist() == [255, 255, 255]
+
+
+def test_an_even_picture_has_no_lines() -> None:
+    even = Image.new("RGB", (40, 30), (120, 130, 140))
+    for name in ("canny", "scribble", "line art"):
+        assert array(PREPROCESSORS[name](even)).max() == 0
+
+
+def test_tile_loses_detail() -> None:
+    np.testing.assert_array_equal(array(preprocess.tile(drawing())), array(drawing()))
+    assert array(preprocess.tile(drawing(), 8)).std() < array(drawing()).std()
+    with pytest.raises(DanqingError, match="at least 1"):
+        preprocess.tile(drawing(), 0.5)
+
+
+def test_shuffle_moves_pixels_by_its_seed() -> None:
+    first, again, other = (array(preprocess.shuffle(drawing(), seed, 32)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    red = np.array([230, 30, 20])
+    there, before = (np.abs(image - red).max(-1) <= 1 for image in (first, array(drawing())))
+    assert there.sum() > 20  # the disc is still there, and elsewhere
+    assert (there != before).sum() > 100
+
+
+def test_hints() -> None:
+    hint = to_hint(drawing())
+    assert hint.shape == (1, 3, 72, 96)
+    assert torch.equal((hint * 255).round().to(torch.int32)[0].permute(1, 2, 0), torch.from_numpy(array(drawing())))
+    clear = drawing().convert("RGBA")
+    clear.putalpha(0)
+    assert to_hint(clear).abs().max() == 0
+    mask = Image.new("L", (96, 72))
+    ImageDraw.Draw(mask).rectangle((10, 20, 29, 39), fill=255)
+    hidden = inpaint_hint(drawing(), mask)
+    assert (hidden[0, :, 20:40, 10:30] == -1).all()
+    assert int((hidden == -1).sum()) == 3 * 20 * 20
+    assert torch.equal(hidden[..., 60:], hint[..., 60:])
+    with pytest.raises(DanqingError, match="mask: is 5x5"):
+        inpaint_hint(drawing(), Image.new("L", (5, 5)))
+
+
+def test_names() -> None:
+    assert find_preprocessor(" Canny ") is preprocess.canny
+    assert find_preprocessor("lineart_standard (from white bg & black line)") is preprocess.line_art
+    with pytest.raises(DanqingError, match="no preprocessor is called 'hed'"):
+        find_preprocessor("hed")
+    with pytest.raises(DanqingError, match="should rise from 0"):
+        preprocess.canny(drawing(), 200, 100)
