@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from danqing.adapters.control import Unit
 from danqing.checkpoints.load import with_autoencoder
 from danqing.errors import DanqingError
 from danqing.families import Model
@@ -75,6 +76,7 @@ def stream(
     cache: Cache | None = None,
     models: Mapping[str, Model] | None = None,
     detectors: Mapping[str, Detect] | None = None,
+    controls: Sequence[Unit] = (),
     **fields: Any,
 ) -> Generator[Progress, None, None]:
     """Paint step by step. Closing the iterator stops after the step; what was yielded stays good.
@@ -84,7 +86,8 @@ def stream(
     asked. `safety_checker` runs the checkpoint's own, and blackens what it flags. `wrap` puts guidance of your own
     around the denoiser (`sampling.guidance.classifier_guidance` for one). `cache` keeps encoded prompts for later
     requests to one model. `models` are loaded already, by the names that the request has for them (refiner, hires
-    fix); others are loaded. `detectors` are functions that find things for detailers, by name, likewise.
+    fix); others are loaded. `detectors` are functions that find things for detailers, by name, likewise. `controls` are
+    ControlNets and T2I-Adapters, each with what it is shown (`adapters.control.Unit`); the record does not name them.
     Raises DanqingError for a field that is wrong, a checkpoint or picture that does not fit, or memory that is too
     small.
     """
@@ -104,6 +107,7 @@ def stream(
         open_pictures(request),
         _others(request, model, models or {}, say),
         detectors or {},
+        tuple(controls),
     )
     return _parts(expand(request), studio, safety_checker)
 
