@@ -309,7 +309,9 @@ def _exact(folder: Folder, found: Configs) -> Configs:
     where = str(folder.path)
     last = next((name for name in ("text_encoder_2", "text_encoder") if name in found.text), None)
     pooled = found.text[last].projection if last else None
-    unet = exact_unet(found.unet, configs["unet"], pooled, where) if "unet" in configs else found.unet
+    unet = found.unet
+    if "unet" in configs:
+        unet = exact_unet(unet, configs["unet"], pooled, f"{where}: unet/config.json")
     vae = exact_vae(found.vae, configs["vae"], where) if found.vae and "vae" in configs else found.vae
     text = {name: exact_clip(c, configs[name], where) if name in configs else c for name, c in found.text.items()}
     return Configs(unet, vae, text, frozenset(configs))
