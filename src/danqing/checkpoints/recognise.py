@@ -154,8 +154,11 @@ def _need(shapes: Mapping[str, Shape], key: str, rank: int) -> Shape:
     return shape
 
 
-def unet_config(shapes: Mapping[str, Shape], pooled: int | None = None) -> UNetConfig:
+def unet_config(shapes: Mapping[str, Shape], pooled: int | None = None, half: bool = False) -> UNetConfig:
     """The U-Net that has these canonical names and shapes; `pooled` is the pooled text vector's width if known.
+
+    With `half` they are a way down and a middle alone, as a ControlNet's: the way up is taken to mirror them, and the
+    context's width is 0 if no transformer tells it.
 
     Shapes do not tell the heads: SD 1.x has 8 everywhere, later families one for each 64 channels, and one without text
     one for each 32. Norm groups are 32 in all of them, where that divides the channels. Raises DanqingError if a name
@@ -175,10 +178,10 @@ def unet_config(shapes: Mapping[str, Shape], pooled: int | None = None) -> UNetC
     channels = tuple(_need(shapes, f"down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(levels))
     middle = depths("mid_block")
     contexts = {shape[1] for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight") and len(shape) == 2}
-    ends = _need(shapes, "conv_in.weight", 4)[1], _need(shapes, "conv_out.weight", 4)[0]
+    ends = _need(shapes, "conv_in.weight", 4)[1], 4 if half else _need(shapes, "conv_out.weight", 4)[0]
     if plain and ends[0] != 2 * ends[1]:
         raise DanqingError(f"its U-Net takes no text, and {ends[0]} channels: it is no upscaler")
-    if len(contexts) != (0 if plain else 1):
+    if len(contexts) != (0 if plain else 1) and not (half and not contexts):
         raise DanqingError(f"its cross-attention layers take contexts of {len(contexts)} different widths")
     linear = any(len(shape) == 2 for key, shape in shapes.items() if key.endswith(".proj_in.weight"))
     added = shapes.get("add_embedding.linear_1.weight", (0, 0))[-1]
@@ -188,9 +191,9 @@ def unet_config(shapes: Mapping[str, Shape], pooled: int | None = None) -> UNetC
             in_channels=ends[0],
             out_channels=ends[1],
             channels=channels,
-            down_depth=tuple(depths(f"down_blocks.{i}") for i in range(levels)),
+            down_depth=down,
             mid_depth=middle[0] if middle else None,
-            up_depth=tuple(depths(f"up_blocks.{i}") for i in range(count_children(shapes, "up_blocks"))),
+            up_depth=tuple((*blocks, *blocks[-1:]) for blocks in reversed(down)) if half else up,
             heads=tuple(max(1, c // (HEAD if plain else 64)) for c in channels) if linear or plain else (8,) * levels,
             context_width=contexts.pop() if contexts else 0,
             linear_projection=linear,
