@@ -159,18 +159,27 @@ def _ia3(parts: Parts, weight: Tensor, strength: float) -> Tensor:
     return weight * (1 + strength * parts["weight"].reshape(shape))
 
 
-def _peft_ia3(parts: Parts, weight: Tensor, strength: float) -> Tensor:
-    """W l along the axis that l (out, 1 ...) or (1, in ...) is on (PEFT: l is the factor itself)."""
+def _of_inputs(parts: Parts, outputs: int) -> bool:
+    """Whether PEFT's factors are of a layer's inputs: by its settings; else by the vector's shape, (1, in) or (out, 1);
+    a convolution's is (1, n, 1, 1) for both, and taken for the outputs' where their number fits."""
     vector = parts["ia3_l"]
-    vector = vector.reshape(*vector.shape[:2], *[1] * (weight.dim() - 2))
-    return weight * (1 + strength * (vector - 1))
+    if "on_input" in parts:
+        return bool(parts["on_input"])
+    return vector.shape[0] == 1 if vector.dim() == 2 else vector.numel() != outputs
+
+
+def _peft_ia3(parts: Parts, weight: Tensor, strength: float) -> Tensor:
+    """W l along inputs or outputs (PEFT: l is the factor itself)."""
+    axis = 1 if _of_inputs(parts, weight.shape[0]) else 0
+    factor = parts["ia3_l"].reshape([-1 if i == axis else 1 for i in range(weight.dim())])
+    return weight * (1 + strength * (factor - 1))
 
 
 def _peft_ia3_bias(parts: Parts, bias: Tensor, strength: float) -> Tensor:
     """A factor of the outputs is the bias' too; one of the inputs leaves it alone."""
-    vector = parts["ia3_l"]
-    outputs = vector.shape[0] == vector.numel() == bias.numel()
-    return bias * (1 + strength * (vector.flatten() - 1)) if outputs else bias
+    if _of_inputs(parts, len(bias)):
+        return bias
+    return bias * (1 + strength * (parts["ia3_l"].flatten() - 1))
 
 
 def _rotations(parts: Parts, size: int) -> Tensor:
@@ -240,8 +249,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     _row("LoKr", "lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b", _LOKR, _lokr, _lokr_rank),
     _row("GLoRA", "a1.weight a2.weight b1.weight b2.weight", f"bm.weight {_SCALED}", _glora, _glora_rank),
     _row("(IA)^3", "weight on_input", "", _ia3),
-    _row("(IA)^3", "ia3_l", "", _peft_ia3),
-    _row("(IA)^3", "ia3_l", "", _peft_ia3_bias, parameter="bias"),
+    _row("(IA)^3", "ia3_l", "on_input", _peft_ia3),
+    _row("(IA)^3", "ia3_l", "on_input", _peft_ia3_bias, parameter="bias"),
     _row("OFT", "oft_blocks", "rescale alpha", _oft),
     _row("full difference", "diff", "", _difference("diff")),
     _row("bias difference", "diff_b", "", _difference("diff_b"), parameter="bias"),

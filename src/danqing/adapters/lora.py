@@ -203,6 +203,9 @@ def _numbers(
     config = settings.get(layer.network, settings.get("", {}))
     if not numbers and config and any("scale" in row.may for row in rows):
         numbers["scale"] = torch.tensor(_peft_scale(file, config, layer.name))
+    if "ia3_l" in parts and isinstance(config.get("feedforward_modules"), list):
+        inputs = layer.name.endswith(tuple(str(name) for name in config["feedforward_modules"]))
+        numbers["on_input"] = torch.tensor(float(inputs))
     return numbers
 
 
