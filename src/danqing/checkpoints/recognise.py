@@ -186,6 +186,8 @@ def unet_config(shapes: Mapping[str, Shape], pooled: int | None = None, half: bo
     linear = any(len(shape) == 2 for key, shape in shapes.items() if key.endswith(".proj_in.weight"))
     added = shapes.get("add_embedding.linear_1.weight", (0, 0))[-1]
     pooled_width, size_ids = _pooled_and_ids(added, pooled)
+    down = tuple(depths(f"down_blocks.{i}") for i in range(levels))
+    up = tuple(depths(f"up_blocks.{i}") for i in range(count_children(shapes, "up_blocks")))
     try:
         return UNetConfig(
             in_channels=ends[0],
