@@ -21,6 +21,8 @@ from danqing.errors import DanqingError
 from danqing.families import FAMILIES, Family
 from danqing.models.weights import WeightPatch
 
+TAGS = ("lora", "lyco")
+"""What a prompt calls such files by: `<lora:name:1>`."""
 _FILES = tuple(
     f"{stem}.{suffix}" for suffix in ("safetensors", "bin") for stem in ("adapter_model", "pytorch_lora_weights")
 )

@@ -84,3 +84,17 @@ def twin(module: Network, weights: Mapping[str, Tensor]) -> Network:
     if left:
         raise ValueError(f"{next(iter(left))}: no such parameter")
     return result  # type: ignore[return-value]
+
+
+class ByStep(nn.Module):
+    """Networks of which one paints each step: `sampling.predict` asks for it by `at`."""
+
+    def __init__(self, networks: Sequence[nn.Module], order: Sequence[int]) -> None:
+        """`order`: the number of the network at each step; later steps have the last one's."""
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.order = tuple(order)
+
+    def at(self, step: float) -> nn.Module:
+        """The network of a step; a step's inner evaluations have its own."""
+        return self.networks[self.order[min(max(int(step), 0), len(self.order) - 1)]]

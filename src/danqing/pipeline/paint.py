@@ -16,6 +16,7 @@ from danqing.checkpoints.load import with_autoencoder
 from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.models.clip_vision import SafetyChecker
+from danqing.pipeline.adapters import dress
 from danqing.pipeline.details import with_details
 from danqing.pipeline.detect import Detect
 from danqing.pipeline.expand import expand
@@ -149,11 +150,13 @@ def _batches(request: Painting, studio: Studio, safety_checker: bool) -> Generat
     resolved, files = _resolved(request, studio)
     for line in resolved.notes:
         note(line)
+    dressed = dress(resolved.request, replace(studio, note=note))
+    studio, files = dressed.studio, files | dressed.paths
+    resolved = resolved.model_copy(update={"others": {**resolved.others, **dressed.references}})
     checker = load_checker(model) if safety_checker else None
     if checker is None and folder_of(model):
         note("the checkpoint brings a safety checker, which is not run unless asked for (--safety-checker)")
     hashes, platform = hashes_later(files), platform_of(model)
-    studio = replace(studio, note=note)
     in_tiles = isinstance(resolved.request, ImageToImage) and resolved.request.sd_upscale is not None
     make = sd_upscaled if in_tiles else PAINTERS[resolved.kind]
     painter = with_details(make(resolved, studio), resolved, studio)
@@ -191,10 +194,10 @@ def _resolved(request: Painting, studio: Studio) -> tuple[ResolvedRequest, dict[
     )
     paths: dict[str, str | None] = {"checkpoint": model.path, "vae": model.vae_path}
     others = {field: Reference(name=other.name or "model") for field, other in studio.others.items()}
-    paths |= {f"others.{field}": other.path for field, other in studio.others.items()}
+    paths |= {field: other.path for field, other in studio.others.items()}
     for field, file in _upscaler_files(resolved.request).items():
         others[field] = Reference(name=file.name)
-        paths[f"others.{field}"] = str(file)
+        paths[field] = str(file)
     asked = with_references(resolved.request, studio.pictures)
     return resolved.model_copy(update={"request": asked, "others": others}), paths
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from danqing.adapters.lora import TAGS
 from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.models.conditioning import Conditioning
@@ -48,7 +49,7 @@ def encode(
             negative_aesthetic=r.negative_aesthetic_score,
         )
 
-    def side(text: str, negative: bool = False) -> Branches:
+    def side(text: str, negative: bool = False, dressed: bool = False) -> Branches:
         prompt = understand(
             text,
             r.steps or 1,
@@ -58,7 +59,9 @@ def encode(
             negative=negative,
         )
         for tag in prompt.networks:
-            note(f"<{tag.kind}:{':'.join(tag.positional)}> is left out: this version applies no adapters yet")
+            if not (dressed and tag.kind in TAGS):
+                why = "only the prompt's own count" if tag.kind in TAGS else "this version does not apply such yet"
+                note(f"<{tag.kind}:{':'.join(tag.positional)}> is left out: {why}")
         return conditionings(
             model,
             prompt,
@@ -71,7 +74,7 @@ def encode(
             say=note,
         )
 
-    positive = side(r.prompt)
+    positive = side(r.prompt, dressed=True)
     if r.subprompt is not None and r.subprompt_strength > 0:
         positive = between(positive, side(r.subprompt), r.subprompt_strength)
     if r.regions:

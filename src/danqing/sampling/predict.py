@@ -12,6 +12,7 @@ from torch import Tensor
 from danqing.families import At, Model, Process
 from danqing.models.conditioning import Conditioning
 from danqing.models.patches import Patches
+from danqing.models.weights import ByStep
 from danqing.runtime.numerics import guarded
 from danqing.sampling.types import Predict
 from danqing.vocabulary import Dialect
@@ -55,8 +56,10 @@ def predictor(
         told = torch.tensor([timestep_of(at.sigma)], device=model.device, dtype=torch.float32)
         changes = patches(scaled, told, at, conditioning) if patches else None
 
+        denoiser = model.denoiser.at(at.step) if isinstance(model.denoiser, ByStep) else model.denoiser
+
         def run() -> Tensor:
-            output: Tensor = model.denoiser(
+            output: Tensor = denoiser(
                 scaled,
                 told,
                 conditioning.context,
@@ -72,7 +75,7 @@ def predictor(
                 said.add(module)
                 say(f"NaN in {module} at step {at.step:g}: {part} ran in float32")
 
-        output = guarded(model.denoiser, run, note, "U-Net")
+        output = guarded(denoiser, run, note, "U-Net")
         return c_skip * latents + c_out * output.float()
 
     def predict(latents: Tensor, at: At, branches: Sequence[Conditioning]) -> list[Tensor]:

@@ -1,0 +1,166 @@
+"""The LoRAs that a prompt names: found, read, applied to the models that paint."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from danqing.adapters.apply import Use, apply, block_weights
+from danqing.adapters.lora import TAGS, read
+from danqing.adapters.schedule import Holds, always, between, scheduled
+from danqing.checkpoints.files import open_file
+from danqing.checkpoints.hashes import addnet_hash
+from danqing.errors import DanqingError
+from danqing.families import Model
+from danqing.library.names import find, known
+from danqing.library.settings import Settings, load_settings
+from danqing.pipeline.models import Say
+from danqing.pipeline.run import Studio
+from danqing.prompts.grammar import NetworkTag, understand
+from danqing.requests import Painting, Reference, TextToImage
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a tag asks for."""
+
+    name: str
+    te: float = 1.0
+    unet: float = 1.0
+    blocks: Mapping[str, float] | None = None
+    holds: Holds = always
+    """Of the U-Net; the text encoders are changed throughout."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dressed:
+    """What a painting is made with, after its LoRAs, and the files that took part."""
+
+    studio: Studio
+    references: Mapping[str, Reference] = field(default_factory=dict)
+    """By the record's key, `lora:NAME`."""
+    paths: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def tags(text: str, request: Painting) -> tuple[NetworkTag, ...]:
+    """The `<lora:...>` tags of a prompt, as its dialect has it (only AUTOMATIC1111's language knows tags)."""
+    prompt = understand(text, request.steps or 1, dialect=request.dialect)
+    return tuple(tag for tag in prompt.networks if tag.kind in TAGS)
+
+
+def wanted(tag: NetworkTag, steps: int, note: Say) -> Wanted:
+    """`<lora:name:te:unet>` as AUTOMATIC1111 reads it (its extensions-builtin/Lora/extra_networks_lora.py): both are 1
+    unless given, `unet` is `te` unless given, `te=` and `unet=` name them. Besides, as hako-mikan's
+    sd-webui-lora-block-weight: `lbw=` a preset or numbers for the blocks, `start=`, `stop=` or `step=start-stop`, the
+    steps of the U-Net between which it holds; with a point they are parts of all steps.
+
+    Raises DanqingError for a number that is none.
+    """
+    shown = f"<{tag.kind}:{':'.join([*tag.positional, *(f'{k}={v}' for k, v in tag.named.items())])}>"
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise DanqingError(f"prompt: {shown[:120]}: '{text[:40]}' is no number")
+        return value
+
+    def step(text: str) -> float:
+        return number(text) * (steps if "." in text else 1)
+
+    named, numbers = dict(tag.named), list(tag.positional[1:])
+    te = number(named.pop("te", numbers[0] if numbers else "1"))
+    unet = number(named.pop("unet", numbers[1])) if len(numbers) > 1 else number(named.pop("unet", str(te)))
+    blocks = block_weights(named.pop("lbw")) if "lbw" in named else None
+    first, _, last = named.pop("step", "").partition("-")
+    first, last = named.pop("start", first), named.pop("stop", last)
+    holds = between(step(first) if first else 0.0, step(last) if last else math.inf) if first or last else always
+    for rest in (*numbers[2:], *(f"{key}={value}" for key, value in named.items())):
+        note(f"{shown}: '{rest}' has no effect")
+    return Wanted(tag.positional[0] if tag.positional else "", te, unet, blocks, holds)
+
+
+def find_lora(name: str, settings: Settings | None = None) -> Path:
+    """The file of the LoRA of that name, path, or alias (`ss_output_name`, the name that its trainer gave it).
+
+    Raises DanqingError where there is none, or several.
+    """
+    settings = settings or load_settings()
+    try:
+        return find(name, "lora", settings).path
+    except DanqingError:
+        for entry in known(settings):
+            if entry.kind == "lora" and _alias(entry.path) == name:
+                return entry.path
+        raise
+
+
+def _alias(path: Path) -> str | None:
+    try:
+        return open_file(path).metadata.get("ss_output_name")
+    except DanqingError:
+        return None
+
+
+def dress(request: Painting, studio: Studio) -> Dressed:
+    """The studio whose models wear the LoRAs of the request's prompt; those of a hires prompt hold in its pass.
+
+    A name that is no file's is told to `studio.note`, and the picture is painted without it. Raises DanqingError for
+    a file that is damaged or made for another family, and for a tag that makes no sense.
+    """
+    steps = request.steps or studio.model.family.defaults.steps
+    hires = isinstance(request, TextToImage) and request.enable_hr and bool(request.hr_prompt)
+    texts = [request.prompt, request.hr_prompt if isinstance(request, TextToImage) and hires else request.prompt]
+    asked = [[wanted(tag, steps, studio.note) for tag in tags(text, request)] for text in texts]
+    if not any(asked):
+        return Dressed(studio)
+    files: dict[str, Path] = {}
+    for want in (*asked[0], *asked[1]):
+        try:
+            files.setdefault(want.name, find_lora(want.name))
+        except DanqingError as error:
+            studio.note(f"<lora:{want.name}>: {error}; painted without it")
+    first, second = ([want for want in wants if want.name in files] for wants in asked)
+    if not files:
+        return Dressed(studio)
+    others = {
+        name: other if name == "refiner_checkpoint" else _wearing(other, second, files, steps, studio.note)
+        for name, other in studio.others.items()
+    }
+    if "refiner_checkpoint" in others:
+        studio.note("the refiner paints without the prompt's LoRAs")
+    if hires and second != first and "hr_checkpoint_name" not in others:
+        others["hr_checkpoint_name"] = _wearing(studio.model, second, files, steps, studio.note)
+    kept = tuple((str(files[want.name]), want.te, want.blocks and want.blocks["BASE"]) for want in first)
+    dressed = replace(
+        studio,
+        model=_wearing(studio.model, first, files, steps, studio.note),
+        others=others,
+        cache=studio.cache.setdefault(("loras", kept), {}),
+    )
+    references = {f"lora:{name}": Reference(name=name, autov3=_autov3(path)) for name, path in files.items()}
+    return Dressed(dressed, references, {f"lora:{name}": str(path) for name, path in files.items()})
+
+
+def _wearing(model: Model, wants: Sequence[Wanted], files: Mapping[str, Path], steps: int, note: Say) -> Model:
+    uses = [
+        (Use(read(files[want.name], model.family, want.name), want.te, want.unet, want.blocks), want.holds)
+        for want in wants
+    ]
+    if all(holds is always for _, holds in uses):
+        return apply(model, [use for use, _ in uses], note)
+    return scheduled(model, uses, steps, note)
+
+
+def _autov3(path: Path) -> str | None:
+    """The hash that AUTOMATIC1111 names a LoRA by: its trainer wrote it down, or it is computed."""
+    file = open_file(path) if path.is_file() else None
+    if file is None or file.format != "safetensors":
+        return None
+    told = file.metadata.get("sshs_model_hash", "")
+    return told if re.fullmatch(r"[0-9a-f]{64}", told) else addnet_hash(path)
