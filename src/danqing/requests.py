@@ -24,6 +24,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -100,6 +101,8 @@ InpaintingFill = Literal["fill", "original", "latent noise", "latent nothing"]
 """What stands under the mask before painting; in AUTOMATIC1111's order, whose numbers serve too."""
 DenoisingCurve = Literal["aggressive", "linear", "lazy"]
 """How a loopback's denoising strength goes from the first loop's to the last's (AUTOMATIC1111's script)."""
+ControlMode = Literal["balanced", "my prompt is more important", "controlnet is more important", "guess mode"]
+"""Whose word counts, in the words and order of AUTOMATIC1111's extension; `guess mode` is diffusers'."""
 TiledMethod = Literal["MultiDiffusion", "Mixture of Diffusers"]
 """How overlapping tiles are weighted: by ramps across the overlaps, or by a bell about each tile's middle."""
 
@@ -206,6 +209,47 @@ class Region(BaseModel):
     height: float = Field(1.0, gt=0, le=1, description="share of the picture's height")
     mask: PictureSource | None = Field(None, description="white where the prompt holds, in place of the rectangle")
     strength: float = Field(1.0, gt=0, le=100, description="weight against the prompt of the whole and other regions")
+
+
+class ControlUnit(BaseModel):
+    """A ControlNet or T2I-Adapter, and the picture that it is shown.
+
+    Names, ranges and defaults are those of AUTOMATIC1111's extension ControlNet.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: Text = Field(description="the network's file or diffusers folder, by path or name")
+    image: PictureSource | None = Field(None, description="what it is shown; unset is the picture painted over")
+    module: Text = Field("none", description="what is made of the picture first: canny, scribble, tile ...")
+    weight: float = Field(1.0, ge=0, le=10, description="how much it is listened to")
+    guidance_start: Unit = Field(0.0, description="share of the steps at which it begins")
+    guidance_end: Unit = Field(1.0, description="share of the steps at which it ends")
+    control_mode: ControlMode = Field("balanced", description="whose word counts: the prompt's or the network's")
+    resize_mode: Literal["just resize", "crop and resize", "resize and fill"] = Field(
+        "crop and resize", description="how a picture of another shape is made to fit"
+    )
+    union_control_type: int | None = Field(
+        None, ge=0, le=99, description="which kind of picture a union network is shown, by its number"
+    )
+
+    @field_validator("control_mode", "resize_mode", mode="before")
+    @classmethod
+    def _worded(cls, value: Any, info: ValidationInfo) -> Any:
+        return _numbered(value, get_args(cls.model_fields[info.field_name or ""].annotation))
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _left_out(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.guidance_start > self.guidance_end:
+            raise DanqingError(
+                f"controls: guidance_start, {self.guidance_start:g}, should not be above guidance_end, {self.guidance_end:g}"
+            )
+        return self
 
 
 class Detailer(BaseModel):
@@ -327,6 +371,10 @@ class Painting(BaseModel):
         description="denoise in overlapping tiles, for large pictures: `yes`, or its settings in order, 96,96,48,4",
     )
 
+    controls: tuple[ControlUnit, ...] = Field(
+        (), description="ControlNets and what they are shown: `MODEL,PICTURE,canny,0.8; ...`, settings in their order"
+    )
+
     detailers: tuple[Detailer, ...] = Field(
         (), description="find things and paint them again, larger: `face.onnx a face; hand.onnx`"
     )
@@ -363,6 +411,16 @@ class Painting(BaseModel):
                 raise ValueError("should be X,Y,WIDTH,HEIGHT PROMPT, in shares of the picture, several apart by ';'")
             rows.append(dict(zip(("x", "y", "width", "height"), sides)) | {"prompt": prompt.strip()})
         return rows
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _spelled_controls(cls, value: Any) -> Any:
+        """`model,image,module,weight ...`, several apart by semicolons; or JSON."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return _from_json(value)
+        return [_settings(part, ControlUnit) for part in filter(None, map(str.strip, value.split(";")))]
 
     @field_validator("detailers", mode="before")
     @classmethod

@@ -56,14 +56,14 @@ def sd1(tmp_path_factory: pytest.TempPathFactory) -> Small:
     return Small(pipeline, root / "sd1", tuple(whole), tuple(paths))
 
 
-def ours(folder: Path, units: Sequence[tuple[Path, Image.Image, dict[str, Any]]], **fields: Any) -> np.ndarray:
+def ours(folder: Path, shown: Sequence[tuple[Path, Image.Image, dict[str, Any]]], **fields: Any) -> np.ndarray:
     model = danqing.load(folder, device="cpu", dtype="float32")
     request = TextToImage(
         prompt=PROMPT, negative_prompt=NEGATIVE, sampler_name="DDIM", steps=10, cfg_scale=5.0, seed=11,
         dialect="diffusers", width=64, height=64, **fields,
     )  # fmt: skip
-    controls = [Unit(load_control(path, model), (to_hint(image),), **more) for path, image, more in units]
-    (picture,) = danqing.paint(request, model, say=lambda line: None, controls=controls)
+    units = [Unit(load_control(path, model), (to_hint(image),), **more) for path, image, more in shown]
+    (picture,) = danqing.paint(request, model, say=lambda line: None, units=units)
     return np.asarray(picture.image, dtype=np.float64)
 
 

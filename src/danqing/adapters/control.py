@@ -137,6 +137,13 @@ def control(unit: Unit, width: int, height: int, cell: int) -> Control:
     return Control(unit, tuple(F.pixel_unshuffle(picture, cell) for picture in pictures), cell)
 
 
+def part_of(unit: Unit, size: tuple[int, int], box: tuple[int, int, int, int]) -> Unit:
+    """The unit for a part of the picture: `box` = (left, upper, right, lower) of a picture of `size` = (width, height)."""
+    left, upper, right, lower = box
+    pictures = (fitted(picture, *size, unit.resize) for picture in unit.pictures)
+    return replace(unit, pictures=tuple(picture[..., upper:lower, left:right] for picture in pictures), resize="fill")
+
+
 def fitted(picture: Tensor, width: int, height: int, resize: Resize) -> Tensor:
     """The picture (B, C, H, W) at another size: stretched; cut to the shape about its middle; or whole, its edges drawn
     out over what is left."""

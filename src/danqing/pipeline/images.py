@@ -21,7 +21,7 @@ from danqing.requests import PictureSource, Reference, ResizeMode
 from danqing.vocabulary import quoted
 
 FIELDS = ("image", "mask", "subimage")
-"""A request's fields that are pictures; those of its regions come under `regions.0.mask`."""
+"""A request's fields that are pictures; those of its regions and controls come under `regions.0.mask`, `controls.0.image`."""
 
 
 def open_picture(source: PictureSource, field: str = "image") -> Image.Image:
@@ -60,6 +60,11 @@ def with_references(request: Any, pictures: Mapping[str, Image.Image]) -> Any:
             region.model_copy(update={"mask": named.get(f"regions.{index}.mask")})
             for index, region in enumerate(request.regions)
         )
+    if any(field.startswith("controls.") for field in named):
+        changes["controls"] = tuple(
+            unit.model_copy(update={"image": named.get(f"controls.{index}.image")})
+            for index, unit in enumerate(request.controls)
+        )
     return request.model_copy(update=changes)
 
 
@@ -76,6 +81,8 @@ def _sources(request: BaseModel) -> dict[str, PictureSource]:
     named = {field: getattr(request, field, None) for field in FIELDS}
     for index, region in enumerate(getattr(request, "regions", ())):
         named[f"regions.{index}.mask"] = region.mask
+    for index, unit in enumerate(getattr(request, "controls", ())):
+        named[f"controls.{index}.image"] = unit.image
     return {field: source for field, source in named.items() if source is not None}
 
 

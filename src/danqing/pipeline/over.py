@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from danqing.adapters.control import part_of
 from danqing.pipeline.canvas import Canvas, canvas_of
 from danqing.pipeline.colors import match_colors
 from danqing.pipeline.images import fit, flatten, mask_pixels, to_pixels
@@ -19,7 +20,7 @@ from danqing.pipeline.masks import latent_mask
 from danqing.pipeline.run import Painter, Run, Studio, prepare
 from danqing.pipeline.soft import overlay
 from danqing.pipeline.start import Start, joined
-from danqing.requests import MAX_SEED, DenoisingCurve, ImageToImage, Masked, ResolvedRequest
+from danqing.requests import MAX_SEED, DenoisingCurve, ImageToImage, Inpaint, Masked, ResolvedRequest
 from danqing.sampling.types import Noise, Step
 
 _CURVES: Mapping[DenoisingCurve, Callable[[float], float]] = {
@@ -47,6 +48,9 @@ def image_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
     assert isinstance(request, ImageToImage)
     source = studio.pictures["image"]
     canvas = canvas_of(source, request, studio)
+    controls = studio.controls
+    if isinstance(request, Inpaint) and canvas.crop is not None:
+        controls = tuple(part_of(unit, source.size, canvas.crop) for unit in controls)
     runs = [
         prepare(
             resolved,
@@ -58,7 +62,7 @@ def image_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
             exact=request.exact_steps,
             pictures=studio.pictures,
             refiner=studio.others.get("refiner_checkpoint"),
-            controls=studio.controls,
+            controls=controls,
         )
         for strength in strengths(request)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -12,7 +13,9 @@ from torch import Tensor
 from danqing.adapters.control import Unit, control, control_source, with_controls
 from danqing.families import Model
 from danqing.models.conditioning import Conditioning
+from danqing.models.controlnet import ControlNet
 from danqing.models.seamless import seamless
+from danqing.models.t2i_adapter import T2IAdapter
 from danqing.pipeline.decode import decode, encode, to_image
 from danqing.pipeline.detect import Detect
 from danqing.pipeline.levels import levels
@@ -49,6 +52,8 @@ from danqing.sampling.windows import WEIGHTS, in_windows
 from danqing.vocabulary import find_sampler
 
 Wrap = Callable[[Denoise], Denoise]
+Networks = Mapping[Path, ControlNet | T2IAdapter]
+"""ControlNets and T2I-Adapters by the paths of their files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,6 +285,8 @@ class Studio:
     """Detectors of detailers, by the name that a request has for them; others are loaded."""
     controls: tuple[Unit, ...] = ()
     """ControlNets and T2I-Adapters with what they are shown."""
+    networks: Networks = field(default_factory=dict)
+    """Those of the request's own controls, loaded."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from danqing.adapters.control import part_of
 from danqing.errors import DanqingError
 from danqing.pipeline.images import flatten
 from danqing.pipeline.over import image_to_image, later
@@ -43,16 +44,20 @@ def sd_upscaled(resolved: ResolvedRequest, studio: Studio) -> Painter:
         update={"request": request.model_copy(update={"sd_upscale": None, "width": width, "height": height})}
     )
 
-    def painter(part: Image.Image) -> Painter:
-        return image_to_image(alone, replace(studio, pictures={**studio.pictures, "image": part}))
+    boxes = cuts(large.size, tile, settings.overlap)
+
+    def painter(number: int) -> Painter:
+        controls = tuple(part_of(unit, large.size, boxes[number]) for unit in studio.controls)
+        shown = {**studio.pictures, "image": parts[number]}
+        return image_to_image(alone, replace(studio, pictures=shown, controls=controls))
 
     def batch(singles: Sequence[ResolvedRequest]) -> Generator[Step, None, list[Image.Image]]:
         painted: list[list[Image.Image]] = []
-        for number, part in enumerate(parts):
-            painted.append((yield from painter(part).batch([later(single, number) for single in singles])))
+        for number in range(len(parts)):
+            painted.append((yield from painter(number).batch([later(single, number) for single in singles])))
         return [joined(row, large.size, tile, settings.overlap) for row in zip(*painted)]
 
-    return Painter(len(parts) * painter(parts[0]).count, batch)
+    return Painter(len(parts) * painter(0).count, batch)
 
 
 def places(length: int, tile: int, overlap: int) -> list[int]:
@@ -65,9 +70,14 @@ def places(length: int, tile: int, overlap: int) -> list[int]:
 
 def cut(image: Image.Image, tile: tuple[int, int], overlap: int) -> list[Image.Image]:
     """The tiles of `image`, row by row, each (width, height) = `tile` or as much of it as the picture has."""
-    width, height = (min(side, whole) for side, whole in zip(tile, image.size))
-    columns, rows = (places(whole, side, overlap) for whole, side in zip(image.size, tile))
-    return [image.crop((x, y, x + width, y + height)) for y in rows for x in columns]
+    return [image.crop(box) for box in cuts(image.size, tile, overlap)]
+
+
+def cuts(size: tuple[int, int], tile: tuple[int, int], overlap: int) -> list[tuple[int, int, int, int]]:
+    """Where `cut` cuts a picture of `size`: (left, upper, right, lower) of each tile."""
+    width, height = (min(side, whole) for side, whole in zip(tile, size))
+    columns, rows = (places(whole, side, overlap) for whole, side in zip(size, tile))
+    return [(x, y, x + width, y + height) for y in rows for x in columns]
 
 
 def joined(parts: Sequence[Image.Image], size: tuple[int, int], tile: tuple[int, int], overlap: int) -> Image.Image:

@@ -1,0 +1,148 @@
+"""A request's ControlNets: from a file and a picture to a painting, its record and its replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+import danqing
+from danqing.errors import DanqingError
+from danqing.families import Model
+from danqing.metadata.infotext import infotext, read_infotext
+from danqing.models.controlnet import from_unet
+from danqing.pipeline.replay import replay
+from danqing.requests import ControlUnit, ImageToImage, Inpaint, TextToImage, read
+
+QUICK: dict[str, Any] = {"steps": 2, "seed": 3, "width": 64, "height": 64, "cfg_scale": 3.0}
+
+
+def photograph() -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, 80), np.linspace(0, 255, 64))
+    image = Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
+    ImageDraw.Draw(image).ellipse((10, 12, 40, 44), fill=(220, 40, 30))
+    return image
+
+
+@pytest.fixture
+def network(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A ControlNet of random weights, in a folder with a picture."""
+    copy = from_unet(tiny.denoiser)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        key: tensor.detach() + 0.08 * torch.randn(tensor.shape, generator=generator)
+        for key, tensor in copy.state_dict().items()
+    }
+    save_file(state, tmp_path / "edges.safetensors")
+    photograph().save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "edges.safetensors"
+
+
+def painted(model: Model, request: Any, **options: Any) -> danqing.Picture:
+    (picture,) = danqing.paint(request, model, say=lambda line: None, **options)
+    return picture
+
+
+def apart(a: danqing.Picture, b: danqing.Picture) -> int:
+    difference = np.asarray(a.image).astype(int) - np.asarray(b.image).astype(int)
+    return int(np.abs(difference).max())
+
+
+def test_a_picture_steers_and_is_recorded(tiny: Model, network: Path) -> None:
+    plain = painted(tiny, TextToImage(prompt="a cat", **QUICK))
+    request = TextToImage(prompt="a cat", controls="edges.safetensors,photo.png,canny,2", **QUICK)
+    steered, again = painted(tiny, request), painted(tiny, request)
+    assert apart(plain, steered) > 5
+    assert apart(steered, again) == 0
+    other = painted(tiny, request, controls="edges.safetensors,photo.png,invert,2")
+    assert apart(steered, other) > 1
+    record = steered.record
+    (unit,) = record.request.controls
+    assert unit.image.name == "photo.png"
+    assert len(unit.image.sha256) == 64
+    assert record.others["controls.0"].name == "edges.safetensors"
+    told = read_infotext(infotext(record))
+    assert told.request.controls == record.request.controls
+
+
+def test_it_is_painted_again_from_its_record(tiny: Model, network: Path) -> None:
+    request = TextToImage(prompt="a cat", controls="edges.safetensors,photo.png,canny,2", **QUICK)
+    painted(tiny, request).save("out.png")
+    assert replay("out.png", tiny, say=lambda line: None).identical
+    Path("photo.png").unlink()
+    with pytest.raises(DanqingError, match="a control's image"):
+        replay("out.png", tiny, say=lambda line: None)
+
+
+def test_over_a_picture_it_is_shown_that_picture(tiny: Model, network: Path) -> None:
+    request = ImageToImage(prompt="a cat", image="photo.png", denoising_strength=0.9, **QUICK)
+    plain = painted(tiny, request)
+    own = painted(tiny, request, controls="edges.safetensors,,canny,2")
+    given = painted(tiny, request, controls="edges.safetensors,photo.png,canny,2")
+    assert apart(plain, own) > 3
+    assert apart(own, given) == 0
+
+
+def test_masks_and_tiles(tiny: Model, network: Path) -> None:
+    mask = Image.new("L", (80, 64))
+    ImageDraw.Draw(mask).rectangle((16, 8, 47, 39), fill=255)
+    for full in (False, True):
+        request = Inpaint(
+            prompt="a cat", image="photo.png", mask=mask, inpaint_full_res=full, denoising_strength=1.0, **QUICK
+        )
+        assert apart(painted(tiny, request), painted(tiny, request, controls="edges.safetensors,,inpaint,2")) > 3
+    tiles = ImageToImage(prompt="a cat", image="photo.png", sd_upscale="1.5,16,Lanczos", **QUICK)
+    assert apart(painted(tiny, tiles), painted(tiny, tiles, controls="edges.safetensors,,canny,2")) > 3
+
+
+def test_hires_fix_and_tiled_diffusion(tiny: Model, network: Path) -> None:
+    more: list[dict[str, Any]] = [{"enable_hr": True, "hr_scale": 1.5}, {"tiled_diffusion": "8,8,2,2"}]
+    for fields in more:
+        request = TextToImage(prompt="a cat", **{**QUICK, "width": 96, **fields})
+        plain = painted(tiny, request)
+        assert apart(plain, painted(tiny, request, controls="edges.safetensors,photo.png,canny,2")) > 5
+
+
+def test_how_controls_are_written() -> None:
+    units = TextToImage(controls="a.safetensors,b.png,canny,0.5,0.1,0.9,1,Just Resize; c,d.png").controls
+    assert units[0] == ControlUnit(
+        model="a.safetensors", image="b.png", module="canny", weight=0.5, guidance_start=0.1, guidance_end=0.9,
+        control_mode="my prompt is more important", resize_mode="just resize",
+    )  # fmt: skip
+    assert units[1] == ControlUnit(model="c", image="d.png")
+    assert ControlUnit(model="c", control_mode="ControlNet is more important", resize_mode=2).resize_mode == (
+        "resize and fill"
+    )
+    assert TextToImage(controls='[{"model": "c", "weight": 2}]').controls == (ControlUnit(model="c", weight=2),)
+
+
+@pytest.mark.parametrize(
+    ("controls", "line"),
+    [
+        ("edges.safetensors", "'edges.safetensors' is shown no picture; give one by its image"),
+        ("edges.safetensors,photo.png,hed", "no preprocessor is called 'hed'"),
+        ("edges.safetensors,photo.png,inpaint", "painting over with a mask, and there is none"),
+        ("edges.safetensors,gone.png", r"controls\.0\.image: there is no file 'gone\.png'"),
+        ("edges.safetensors,broken.png", r"controls\.0\.image: 'broken\.png' is no picture"),
+        ("nowhere.safetensors,photo.png", "nowhere.safetensors"),
+        ("cut.safetensors,photo.png", "cut.safetensors: "),
+        ("edges.safetensors,photo.png,canny,1,0.5,0.4", "should not be above guidance_end"),
+        ("edges.safetensors,photo.png,canny,11", "weight"),
+    ],
+)
+def test_what_is_wrong_is_said(controls: str, line: str, tiny: Model, network: Path) -> None:
+    Path("broken.png").write_bytes(b"not a picture")
+    Path("cut.safetensors").write_bytes(network.read_bytes()[:-500])
+
+    def act() -> None:
+        painted(tiny, read(TextToImage, {"prompt": "a cat", "controls": controls, **QUICK}))
+
+    with pytest.raises(DanqingError, match=line) as caught:
+        act()
+    assert "\n" not in str(caught.value)
