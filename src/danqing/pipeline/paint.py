@@ -17,6 +17,7 @@ from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.models.clip_vision import SafetyChecker
 from danqing.pipeline.adapters import dress
+from danqing.pipeline.controls import control_files, load_controls, with_units
 from danqing.pipeline.details import with_details
 from danqing.pipeline.detect import Detect
 from danqing.pipeline.expand import expand
@@ -77,7 +78,7 @@ def stream(
     cache: Cache | None = None,
     models: Mapping[str, Model] | None = None,
     detectors: Mapping[str, Detect] | None = None,
-    controls: Sequence[Unit] = (),
+    units: Sequence[Unit] = (),
     **fields: Any,
 ) -> Generator[Progress, None, None]:
     """Paint step by step. Closing the iterator stops after the step; what was yielded stays good.
@@ -87,8 +88,9 @@ def stream(
     asked. `safety_checker` runs the checkpoint's own, and blackens what it flags. `wrap` puts guidance of your own
     around the denoiser (`sampling.guidance.classifier_guidance` for one). `cache` keeps encoded prompts for later
     requests to one model. `models` are loaded already, by the names that the request has for them (refiner, hires
-    fix); others are loaded. `detectors` are functions that find things for detailers, by name, likewise. `controls` are
-    ControlNets and T2I-Adapters, each with what it is shown (`adapters.control.Unit`); the record does not name them.
+    fix); others are loaded. `detectors` are functions that find things for detailers, by name, likewise. `units` are
+    ControlNets and T2I-Adapters besides the request's own, each with what it is shown (`adapters.control.Unit`); the
+    record does not name them.
     Raises DanqingError for a field that is wrong, a checkpoint or picture that does not fit, or memory that is too
     small.
     """
@@ -108,7 +110,8 @@ def stream(
         open_pictures(request),
         _others(request, model, models or {}, say),
         detectors or {},
-        tuple(controls),
+        tuple(units),
+        load_controls(request, model),
     )
     return _parts(expand(request), studio, safety_checker)
 
@@ -151,7 +154,7 @@ def _batches(request: Painting, studio: Studio, safety_checker: bool) -> Generat
     for line in resolved.notes:
         note(line)
     dressed = dress(resolved.request, replace(studio, note=note))
-    studio, files = dressed.studio, files | dressed.paths
+    studio, files = with_units(dressed.studio, resolved.request), files | dressed.paths
     resolved = resolved.model_copy(update={"others": {**resolved.others, **dressed.references}})
     checker = load_checker(model) if safety_checker else None
     if checker is None and folder_of(model):
@@ -198,6 +201,9 @@ def _resolved(request: Painting, studio: Studio) -> tuple[ResolvedRequest, dict[
     for field, file in _upscaler_files(resolved.request).items():
         others[field] = Reference(name=file.name)
         paths[field] = str(file)
+    for index, file in enumerate(control_files(resolved.request)):
+        others[f"controls.{index}"] = Reference(name=file.name)
+        paths[f"controls.{index}"] = str(file)
     asked = with_references(resolved.request, studio.pictures)
     return resolved.model_copy(update={"request": asked, "others": others}), paths
 
