@@ -104,6 +104,14 @@ def _with_pictures(path: Path, told: Told, given: Mapping[str, str | Path]) -> P
             else region
             for region in regions
         )
+    controls = getattr(request, "controls", ())
+    if any(isinstance(unit.image, Reference) for unit in controls):
+        changes["controls"] = tuple(
+            unit.model_copy(update={"image": _beside(path, unit.image, "a control's image")})
+            if isinstance(unit.image, Reference)
+            else unit
+            for unit in controls
+        )
     return request.model_copy(update=changes)
 
 
