@@ -79,10 +79,7 @@ def read(path: Path | str, family: Family, name: str | None = None) -> Adapter:
     Raises DanqingError: damaged; no LoRA; no layer of it is the family's, or one has another shape (the line says which
     family it is likely for); a layer stands twice; rank 0.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = next((path / file for file in _FILES if (path / file).is_file()), path)
-    file = open_file(path)
+    file = open_adapter(path)
     groups, strangers, notes = _matched(file, family)
     settings = _settings(file)
     patches: list[WeightPatch] = []
@@ -105,7 +102,7 @@ def read(path: Path | str, family: Family, name: str | None = None) -> Adapter:
                 misfits.append(f"{layer.name}: {str(error).splitlines()[0][:120]}")
                 continue
             ranks |= set() if rank is None else {rank}
-            kinds[_kind(row, layer, parts)] = None
+            kinds[kind_of(row, parts)] = None
             patches.append(_patch(row, layer, parts, numbers))
     if misfits:
         raise DanqingError(_unlike(file, family, f"{len(misfits)} layers have other shapes ({misfits[0]})"))
@@ -116,9 +113,21 @@ def read(path: Path | str, family: Family, name: str | None = None) -> Adapter:
     if unused:
         notes.append(f"{len(unused)} tensors have no use and are left out: {_few(unused)}")
     return Adapter(
-        name or (path.parent if path.name in _FILES else path).stem, path, ", ".join(kinds), family.name,
+        name or name_of(file), file.path, ", ".join(kinds), family.name,
         tuple(patches), len(groups) + len(strangers), len(groups), tuple(sorted(ranks)), file.metadata, tuple(notes),
     )  # fmt: skip
+
+
+def open_adapter(path: Path | str) -> TensorFile:
+    """The file, or the one in PEFT's or diffusers' folder. Raises DanqingError as `open_file` does."""
+    path = Path(path)
+    inside = next((path / name for name in _FILES if (path / name).is_file()), None)
+    return open_file(inside or path)
+
+
+def name_of(file: TensorFile) -> str:
+    """The file's name, or that of its folder where all files are called alike."""
+    return file.path.parent.name if file.path.name in _FILES else file.path.stem
 
 
 def _few(names: Iterable[str]) -> str:
@@ -162,12 +171,12 @@ def _matched(file: TensorFile, family: Family) -> tuple[list[tuple[Layer, Parts]
 
 
 def _unlike(file: TensorFile, family: Family, why: str) -> str:
-    made_for = _likely(file)
+    made_for = likely(file)
     hint = f"; it is made for {made_for}" if made_for and made_for != family.title else ""
     return f"{file.path}: does not fit {family.title}: {why}{hint}"
 
 
-def _likely(file: TensorFile) -> str:
+def likely(file: TensorFile) -> str:
     """The title of the architecture that a file seems to be made for; empty if nothing tells."""
     keys = "\n".join(file.entries)
     for pattern, title in _STRANGERS:
@@ -236,9 +245,10 @@ def _patch(row: Algorithm, layer: Layer, parts: Parts, numbers: Numbers) -> Weig
     return WeightPatch(layer.network, f"{layer.name}.{row.parameter}", change)
 
 
-def _kind(row: Algorithm, layer: Layer, parts: Parts) -> str:
+def kind_of(row: Algorithm, parts: Parts) -> str:
     """LoCon is LoRA of convolutions; DoRA is a magnitude beside any of them."""
-    name = "LoCon" if row.name == "LoRA" and math.prod(layer.shape[2:]) > 1 else row.name
+    core = parts.get("lora_mid.weight", parts.get("lora_down.weight"))
+    name = "LoCon" if row.name == "LoRA" and core is not None and math.prod(core.shape[2:]) > 1 else row.name
     return f"{name} with DoRA" if {"dora_scale", "magnitude"} & row.may & parts.keys() else name
 
 

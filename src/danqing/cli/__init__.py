@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from danqing.cli import config, dataset, evaluate, files, metadata, paint, plot, prompt, train, upscale
+from danqing.cli import adapters, config, dataset, evaluate, files, metadata, paint, plot, prompt, train, upscale
 from danqing.errors import DanqingError
 from danqing.runtime.allocator import keep_memory
 
@@ -27,6 +27,7 @@ upscale.register(app)
 prompt.register(app)
 files.register(app)
 metadata.register(app)
+adapters.register(app)
 train.register(app)
 dataset.register(app)
 evaluate.register(app)
