@@ -16,6 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from danqing.errors import DanqingError
+from danqing.metadata.control_text import KEY, control_pairs, read_controls
 from danqing.metadata.told import UNRECORDED, Told, build, load_json, load_object
 from danqing.requests import REQUESTS, ImageToImage, Kind, Masked, Painting, Reference, ResolvedRequest, TextToImage
 from danqing.version import __version__
@@ -482,7 +483,7 @@ def infotext(resolved: ResolvedRequest, more: Mapping[str, str] | None = None) -
     """Prompt, negative prompt and parameters in AUTOMATIC1111's three-part form; `more` pairs stand before the last."""
     request = resolved.request
     pairs = [(entry.key, entry.write(resolved)) for entry in (*ENTRIES, *OWN_ENTRIES)]
-    pairs += [*(more or {}).items(), ("Version", VERSION + __version__)]
+    pairs += [*control_pairs(resolved), *(more or {}).items(), ("Version", VERSION + __version__)]
     line = ", ".join(f"{key}: {quote(value)}" for key, value in pairs if value is not None)
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return f"{request.prompt}{negative}\n{line}".strip()
@@ -523,8 +524,10 @@ def read_infotext(text: str) -> Told:
     for key, value in pairs.items():
         if key in entries:
             _merge(fields, entries[key].read(value))
-        elif key not in _UNIMPORTANT:
+        elif key not in _UNIMPORTANT and not KEY.fullmatch(key):
             notes.append(f"'{key}: {value[:60]}' has no counterpart here and is left out")
+    if not own and (controls := read_controls(pairs, notes)):
+        fields["controls"] = controls
     notes += sorted(_more_of_tiles(pairs.get("Tiled Diffusion", "")))
     kind = _kind(pairs)
     _fill(fields, pairs, kind, own)
