@@ -294,10 +294,10 @@ DANQING = Family(
     UNetConfig(
         in_channels=8,
         out_channels=8,
-        channels=(64, 128, 224),
-        down_depth=((0,), (1,), (1,)),
-        up_depth=((1, 1), (1, 1), (0, 0)),
-        heads=(2, 2, 4),
+        channels=(64, 128, 160, 176),
+        down_depth=((0,), (1,), (1,), (1,)),
+        up_depth=((1, 1), (1, 1), (1, 1), (0, 0)),
+        heads=(2, 2, 4, 4),
         context_width=256,
         groups=8,
     ),
@@ -410,8 +410,8 @@ class Model:
     autoencoder: Autoencoder
     text_encoders: Mapping[str, CLIPText]
     """By component name (`TextEncoder.name`)."""
-    tokenizers: Mapping[str, Path] = field(default_factory=dict)
-    """Tokenizer folders by component name, where the checkpoint brings its own; else the bundled one serves."""
+    tokenizers: Mapping[str, Path | Mapping[str, str]] = field(default_factory=dict)
+    """By component name, where the checkpoint brings its own: a folder, or its files' texts by name. CLIP's serves else."""
     name: str = ""
     path: str | None = None
     vae_path: str | None = None
