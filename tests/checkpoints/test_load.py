@@ -411,6 +411,34 @@ def test_folder_options_that_are_not_ours_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "f")
 
 
+def test_a_vocabulary_of_its_own_travels_in_a_single_file(tmp_path: Path) -> None:
+    small = small_family("sd1")
+    (encoder,) = small.text_encoders
+    own = replace(encoder, config=replace(encoder.config, vocabulary=8, end_token=7), pad_token=7)
+    vocabulary = tmp_path / "vocabulary"
+    vocabulary.mkdir()
+    (vocabulary / "vocab.json").write_text('{"丹": 0}', "utf-8")
+    (vocabulary / "merges.txt").write_text("#version: 0.2\n", "utf-8")
+    model = random_model(replace(small, name="own", text_encoders=(own,)))
+    model = replace(model, tokenizers={"text_encoder": vocabulary})
+    save(model, tmp_path / "one.safetensors")
+    convert(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+    texts = {path.name: path.read_text("utf-8") for path in vocabulary.iterdir()}
+    assert load(tmp_path / "two.safetensors").tokenizers == {"text_encoder": texts}
+    convert(tmp_path / "two.safetensors", tmp_path / "folder")
+    assert {path.name: path.read_text("utf-8") for path in (tmp_path / "folder" / "tokenizer").iterdir()} == texts
+    assert not [key for key in open_checkpoint(tmp_path / "folder").metadata if key.startswith("danqing.tokenizer")]
+    with pytest.raises(DanqingError, match="no place for the model's own vocabulary"):
+        save(model, tmp_path / "one.ckpt")
+    assert not (tmp_path / "one.ckpt").exists()
+    tensors = safetensors.torch.load_file(tmp_path / "one.safetensors")
+    for broken in ("{", "[]", '{"vocab.json": 3}'):
+        metadata = {"danqing.tokenizer.text_encoder": broken}
+        safetensors.torch.save_file(tensors, tmp_path / "broken.safetensors", metadata)
+        with pytest.raises(DanqingError, match=r"broken.safetensors: its danqing.tokenizer.text_encoder is damaged"):
+            open_checkpoint(tmp_path / "broken.safetensors", family=model.family)
+
+
 def test_family_rows_survive_json() -> None:
     for row in FAMILIES.values():
         assert family_from_json(family_json(row), "x") == row

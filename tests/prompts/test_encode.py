@@ -225,6 +225,17 @@ def test_a_checkpoints_own_tokenizer_is_used(tmp_path: Path) -> None:
     (own,) = encode(replace(model, tokenizers={"text_encoder": tmp_path}), "ab")
     (bundled,) = encode(model, "ab")
     assert not torch.equal(own.context, bundled.context)
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    (carried,) = encode(replace(model, tokenizers={"text_encoder": texts}), "ab")
+    assert torch.equal(carried.context, own.context)
+
+
+def test_a_missing_vocabulary_is_said() -> None:
+    model = small(SD1)
+    (encoder,) = model.family.text_encoders
+    few = replace(model.family, text_encoders=(replace(encoder, config=replace(encoder.config, vocabulary=8)),))
+    with pytest.raises(DanqingError, match="its text_encoder has 8 words of its own, which the file does not hold"):
+        encode(replace(model, family=few, name="m"), "ab")
 
 
 def test_half_precision_towers_give_float32() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from danqing.checkpoints.recognise import (
     DOUBTFUL_TENSOR,
     FAMILY_KEY,
     MARKS,
+    TOKENIZER_KEY,
     Configs,
     Evidence,
     clip_config,
@@ -84,7 +86,7 @@ class Checkpoint:
     """Text encoder -> where the ldm file had it; a trailing `!` says its names lacked `text_model.`"""
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    tokenizers: Mapping[str, Path] = field(default_factory=dict)
+    tokenizers: Mapping[str, Path | Mapping[str, str]] = field(default_factory=dict)
     folder: Folder | None = None
 
     @property
@@ -199,8 +201,23 @@ def _from_file(file: TensorFile, wishes: Wishes) -> Checkpoint:
     family, known_by = _decide(found, evidence, known, wishes, components["unet"])
     return Checkpoint(
         file.path, file.format, "ldm", family, known_by, components, leftover, surplus, prefixes,
-        file.metadata, file.notes,
+        file.metadata, file.notes, _tokenizers(file),
     )  # fmt: skip
+
+
+def _tokenizers(file: TensorFile) -> dict[str, Mapping[str, str]]:
+    """The texts of tokenizers that a file of Danqing's carries, by text encoder."""
+    found: dict[str, Mapping[str, str]] = {}
+    for key, value in file.metadata.items():
+        if key.startswith(TOKENIZER_KEY):
+            try:
+                texts = json.loads(value)
+            except ValueError as error:
+                raise DanqingError(f"{file.path}: its {key} is damaged ({error}); fetch the file again") from None
+            if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+                raise DanqingError(f"{file.path}: its {key} is damaged; fetch the file again")
+            found[key.removeprefix(TOKENIZER_KEY)] = texts
+    return found
 
 
 def _averaged(foreign: Entries, entries: Mapping[str, Entry]) -> Entries:

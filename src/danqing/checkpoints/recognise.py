@@ -25,6 +25,8 @@ from danqing.models.unet import UNetConfig
 
 FAMILY_KEY = "danqing.family"
 """The safetensors metadata key under which Danqing's own files carry their family's row."""
+TOKENIZER_KEY = "danqing.tokenizer."
+"""With a text encoder's name behind it: the metadata key of a vocabulary of its own, the texts of its files as JSON."""
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------

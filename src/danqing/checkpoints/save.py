@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ from danqing.checkpoints.checkpoint import VAE_PREFIX, Checkpoint, networks, ope
 from danqing.checkpoints.files import Entry
 from danqing.checkpoints.layouts import EMA_PREFIX, UNET_PREFIX, Depths, Entries, Table
 from danqing.checkpoints.load import open_autoencoder
-from danqing.checkpoints.recognise import FAMILY_KEY, family_json
+from danqing.checkpoints.recognise import FAMILY_KEY, TOKENIZER_KEY, family_json
 from danqing.checkpoints.write import beside, write_ckpt, write_json, write_safetensors
 from danqing.errors import DanqingError
 from danqing.families import Family, Model, TextEncoder
 from danqing.models.autoencoder import AutoencoderConfig
+from danqing.models.clip import CLIPTextConfig
 from danqing.models.unet import UNetConfig
 
 Layout = Literal["ldm", "diffusers"]
@@ -68,13 +70,9 @@ def save(
     components = {name: {key: entry(value) for key, value in net.state_dict().items()} for name, net in nets.items()}
     checkpoint = Checkpoint(
         Path(model.path or model.name or "model"), "memory", "model", model.family, "", components,
-        dict(leftover or {}), metadata=dict(metadata or {}), tokenizers=_folders(model),
+        dict(leftover or {}), metadata=dict(metadata or {}), tokenizers=model.tokenizers,
     )  # fmt: skip
     return write(checkpoint, Path(path), layout, dtype, shard)
-
-
-def _folders(model: Model) -> dict[str, Path]:
-    return {name: value for name, value in model.tokenizers.items() if isinstance(value, Path)}
 
 
 def convert(
@@ -129,11 +127,15 @@ def write(
         if layout == "diffusers":
             _write_folder(checkpoint, temporary, shard)
         else:
-            entries = to_ldm(checkpoint)
+            entries, vocabularies = to_ldm(checkpoint), _vocabularies(checkpoint)
             if target.suffix.lower() == ".ckpt":
+                if vocabularies:
+                    raise DanqingError(
+                        f"{target}: a .ckpt has no place for the model's own vocabulary; write .safetensors"
+                    )
                 write_ckpt(temporary, entries)
             else:
-                write_safetensors(temporary, entries, _metadata(checkpoint))
+                write_safetensors(temporary, entries, _metadata(checkpoint) | vocabularies)
     return Conversion(
         str(checkpoint.path), str(target), layout, checkpoint.family.name, checkpoint.family.process.prediction,
         len(tensors), size, checkpoint.notes,
@@ -156,12 +158,23 @@ def _marked(leftover: Entries, family: Family, layout: Layout) -> Entries:
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    metadata = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(_PLACE)}
+    metadata = {key: value for key, value in checkpoint.metadata.items() if not key.startswith((_PLACE, TOKENIZER_KEY))}
     word = checkpoint.family.process.prediction
     if word in ("epsilon", "v"):
         metadata["modelspec.prediction_type"] = word
         metadata.pop("modelspec.predict_key", None)
     return {**metadata, FAMILY_KEY: family_json(checkpoint.family)}
+
+
+def _vocabularies(checkpoint: Checkpoint) -> dict[str, str]:
+    """Metadata for vocabularies that are not CLIP's, which every program has."""
+    found = {}
+    for encoder in checkpoint.family.text_encoders:
+        own = checkpoint.tokenizers.get(encoder.name)
+        if own is not None and encoder.config.vocabulary != CLIPTextConfig.vocabulary:
+            texts = own if isinstance(own, Mapping) else {path.name: path.read_text("utf-8") for path in own.iterdir()}
+            found[TOKENIZER_KEY + encoder.name] = json.dumps(dict(sorted(texts.items())), ensure_ascii=False)
+    return found
 
 
 # --- ldm --------------------------------------------------------------------------------------------------------------
@@ -230,8 +243,12 @@ def _write_folder(checkpoint: Checkpoint, folder: Path, shard: int | None) -> No
     write_json(folder / "scheduler" / "scheduler_config.json", sidecars.scheduler_json(family))
     for encoder in family.text_encoders:
         own = checkpoint.tokenizers.get(encoder.name)
-        if own is not None:
+        if isinstance(own, Path):
             shutil.copytree(own, folder / tokenizers[encoder.name])
+        elif own is not None:
+            (folder / tokenizers[encoder.name]).mkdir()
+            for name, text in own.items():
+                (folder / tokenizers[encoder.name] / Path(name).name).write_text(text, "utf-8")
         else:
             write_tokenizer(folder / tokenizers[encoder.name], encoder)
     places = {f"{_PLACE}{name}": place for name, place in checkpoint.prefixes.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from danqing.families import Family, Model, TextEncoder
 from danqing.models.conditioning import Conditioning
 from danqing.prompts.chunks import Chunk, Layout, chunks
 from danqing.prompts.grammar import Part, Prompt
-from danqing.prompts.tokenizer import Tokenizer, clip, from_folder
+from danqing.prompts.tokenizer import Tokenizer, clip, from_folder, from_texts
 from danqing.vocabulary import Dialect, Emphasis
 
 TOKENIZERS: Mapping[str, Callable[[], Tokenizer]] = {"clip": clip}
@@ -106,6 +107,21 @@ def pad_to(branches: Sequence[Conditioning], length: int) -> tuple[Conditioning,
     return tuple(replace(branch, context=padded(branch.context)) for branch in branches)
 
 
+def _tokenizer(model: Model, encoder: TextEncoder) -> Tokenizer:
+    own = model.tokenizers.get(encoder.name)
+    if isinstance(own, Path):
+        return from_folder(own)
+    if own is not None:
+        return from_texts(own, f"{model.path or model.name}: {encoder.name}")
+    tokenizer = TOKENIZERS[encoder.tokenizer]()
+    if tokenizer.end >= encoder.config.vocabulary:
+        raise DanqingError(
+            f"{model.path or model.name}: its {encoder.name} has {encoder.config.vocabulary} words of its own, which the "
+            "file does not hold; take the model as a diffusers folder"
+        )
+    return tokenizer
+
+
 @dataclass(frozen=True)
 class _Tower:
     """A text encoder ready to encode: its network, its tokens, and the layer to take."""
@@ -126,9 +142,8 @@ class _Tower:
                 f"clip_skip {-layer}: {encoder.name} has only {encoder.config.layers} layers; "
                 f"choose at most {encoder.config.layers + 1}"
             )
-        folder = model.tokenizers.get(encoder.name)
         if ("tokenizer", encoder.name) not in cache:
-            cache["tokenizer", encoder.name] = from_folder(folder) if folder else TOKENIZERS[encoder.tokenizer]()
+            cache["tokenizer", encoder.name] = _tokenizer(model, encoder)
         tokenizer = cache["tokenizer", encoder.name]
         return _Tower(encoder, model.text_encoders[encoder.name], tokenizer, layer, cache)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -72,21 +72,30 @@ def from_folder(folder: str | Path) -> Tokenizer:
     Raises DanqingError that names the file which is missing or damaged.
     """
     folder = Path(folder)
-    whole, vocabulary, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    missing = [path.name for path in (vocabulary, merges) if not path.is_file()]
-    if missing and not whole.is_file():
+    names = ["tokenizer.json"] if (folder / "tokenizer.json").is_file() else ["vocab.json", "merges.txt"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
         raise DanqingError(f"{folder}: no tokenizer.json, and no {' and '.join(missing)}; this is no tokenizer folder")
     try:
-        if whole.is_file():
-            backend = tokenizers.Tokenizer.from_file(str(whole))
+        texts = {name: (folder / name).read_text("utf-8") for name in names}
+    except (OSError, ValueError) as error:
+        raise DanqingError(f"{folder}: the tokenizer cannot be read ({error}); fetch its files again") from None
+    return from_texts(texts, str(folder))
+
+
+def from_texts(texts: Mapping[str, str], source: str) -> Tokenizer:
+    """`from_folder`, of the files' texts by their names. Raises DanqingError that names `source`."""
+    try:
+        if "tokenizer.json" in texts:
+            backend = tokenizers.Tokenizer.from_str(texts["tokenizer.json"])
             backend.no_truncation()
             backend.no_padding()
         else:
-            lines = [line.split() for line in merges.read_text("utf-8").split("\n") if not line.startswith("#version")]
-            backend = build(json.loads(vocabulary.read_text("utf-8")), [(line[0], line[1]) for line in lines if line])
+            lines = [line.split() for line in texts["merges.txt"].split("\n") if not line.startswith("#version")]
+            backend = build(json.loads(texts["vocab.json"]), [(line[0], line[1]) for line in lines if line])
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise DanqingError(f"{folder}: the tokenizer cannot be read ({error}); fetch its files again") from None
-    return Tokenizer(backend, str(folder))
+        raise DanqingError(f"{source}: the tokenizer cannot be read ({error}); fetch its files again") from None
+    return Tokenizer(backend, source)
 
 
 def build(words: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
