@@ -1,4 +1,6 @@
-"""What is made of a picture before a ControlNet is shown it: functions picture -> picture that need no weights.
+"""What is made of a picture before a ControlNet is shown it: functions picture -> picture, which need no weights.
+
+Soft edges alone do: HED's file is read by `load_preprocessor`.
 
 Formulas and defaults are those by which the published networks were trained or are shown pictures: lllyasviel's
 ControlNet (`annotator/`) and Mikubill's sd-webui-controlnet (`processor.py`), whose names `PREPROCESSORS` knows.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from danqing.checkpoints.checkpoint import problems
+from danqing.checkpoints.files import open_file
+from danqing.checkpoints.load import assign
 from danqing.errors import DanqingError
+from danqing.models.hed import HED
+from danqing.runtime.blank import without_weights
 
 Preprocessor = Callable[[Image.Image], Image.Image]
 Pixels = NDArray[np.float32]
@@ -253,10 +261,47 @@ _ALIASES = {
 """sd-webui-controlnet's names."""
 
 
+def soft_edges(network: HED) -> Preprocessor:
+    """Edges as HED sees them, white on black, the surer the brighter."""
+
+    def preprocess(picture: Image.Image) -> Image.Image:
+        weight = network.norm
+        x = torch.from_numpy(_pixels(picture)).permute(2, 0, 1)[None].to(weight)
+        height, width = x.shape[-2:]
+        smallest = F.pad(x, (0, max(16 - width, 0), 0, max(16 - height, 0)), mode="replicate")
+        with torch.no_grad():
+            edges = network(smallest)[0, 0, :height, :width]
+        return _picture(edges.float().cpu().numpy() * 255)
+
+    return preprocess
+
+
+def load_preprocessor(path: Path, device: torch.device | str = "cpu") -> Preprocessor:
+    """The preprocessor whose weights a file holds: HED's, ControlNetHED.pth of lllyasviel/Annotators.
+
+    Raises DanqingError for a damaged file, or another one.
+    """
+    file = open_file(path)
+    if "block1.projection.weight" not in file.entries or "norm" not in file.entries:
+        raise DanqingError(f"{path}: is no preprocessor that Danqing knows; it reads HED's ControlNetHED.pth")
+    with without_weights():
+        network = HED()
+    trouble = problems({"weights": dict(file.entries)}, {"weights": network}, ())
+    if str(trouble):
+        raise DanqingError(f"{path}: is not a whole HED: {trouble}")
+    assign(network, file.entries, device, torch.float32)
+    return soft_edges(network)
+
+
 def find_preprocessor(name: str) -> Preprocessor:
-    """The preprocessor of that name, Danqing's or sd-webui-controlnet's. Raises DanqingError for an unknown one."""
+    """The preprocessor of that name, Danqing's or sd-webui-controlnet's, or of that file.
+
+    Raises DanqingError for an unknown one.
+    """
     plain = name.strip().lower()
     found = PREPROCESSORS.get(_ALIASES.get(plain, plain))
+    if found is None and Path(name).suffix in (".pth", ".safetensors", ".pt", ".bin"):
+        return load_preprocessor(Path(name))
     if found is None:
         raise DanqingError(f"control: no preprocessor is called '{name}'; choose of {', '.join(PREPROCESSORS)}")
     return found
