@@ -88,17 +88,23 @@ def _tucker(core: Tensor, out: Tensor, into: Tensor) -> Tensor:
 # --- the algorithms ---------------------------------------------------------------------------------------------------
 
 
+def _same_rows(shape: tuple[int, ...], weight: Tensor) -> None:
+    """Before anything large is made of parts that are another layer's. Raises ValueError where they are."""
+    if shape[0] != weight.shape[0]:
+        raise ValueError(f"{list(shape)} for {list(weight.shape)}")
+
+
 def _lora(parts: Parts, weight: Tensor, strength: float) -> Tensor:
     """delta = up down alpha / rank; a convolution's up is 1x1; with a mid (LoCon), up mid down."""
     up, down = parts["lora_up.weight"], parts["lora_down.weight"]
     scale = _scale(parts, down.shape[0])
-    if "lora_mid.weight" in parts:
-        delta = _tucker(parts["lora_mid.weight"], up.flatten(1).T, down.flatten(1)) * scale
-        return _moved(weight, delta, parts, strength)
+    _same_rows((up.shape[0], *down.shape[1:]), weight)
     flat = up.flatten(1), down.flatten(1)
+    if "lora_mid.weight" in parts:
+        return _moved(weight, _tucker(parts["lora_mid.weight"], flat[0].T, flat[1]) * scale, parts, strength)
     plain = not {"dora_scale", "magnitude"} & parts.keys()
-    if plain and up.shape[0] * flat[1].shape[1] == weight.numel():
-        return torch.addmm(weight.flatten(1), *flat, alpha=strength * scale).view(weight.shape)
+    if plain and up.shape[0] * flat[1].shape[1] == weight.numel():  # with as few passes over memory as can be
+        return (flat[0] * (strength * scale) @ flat[1]).add_(weight.flatten(1)).view(weight.shape)
     delta = (flat[0] @ flat[1]).reshape(up.shape[0], *down.shape[1:]) * scale
     return _moved(weight, delta, parts, strength)
 
@@ -108,7 +114,9 @@ def _loha(parts: Parts, weight: Tensor, strength: float) -> Tensor:
 
     def factor(i: int) -> Tensor:
         a, b = parts[f"hada_w{i}_a"], parts[f"hada_w{i}_b"]
-        return _tucker(parts[f"hada_t{i}"], a, b) if f"hada_t{i}" in parts else a @ b
+        core = parts.get(f"hada_t{i}")
+        _same_rows((a.shape[0 if core is None else 1], b.shape[1]), weight)
+        return a @ b if core is None else _tucker(core, a, b)
 
     scale = _scale(parts, parts["hada_w1_b"].shape[0])
     return _moved(weight, factor(1) * factor(2) * scale, parts, strength)
@@ -124,6 +132,7 @@ def _lokr(parts: Parts, weight: Tensor, strength: float) -> Tensor:
         return _tucker(parts[f"lokr_t{i}"], a, b) if f"lokr_t{i}" in parts else a @ b
 
     w1, w2 = factor(1), factor(2)
+    _same_rows((w1.shape[0] * w2.shape[0], w1.shape[1] * w2.shape[1]), weight)
     w1 = w1.reshape(*w1.shape, *[1] * (w2.dim() - w1.dim()))
     rank = _lokr_rank(parts)
     scale = _scale(parts, rank) if rank or "scale" in parts else 1.0
@@ -144,7 +153,7 @@ def _glora(parts: Parts, weight: Tensor, strength: float) -> Tensor:
         added = _tucker(parts["bm.weight"], b1.T, b2)
     else:
         added = (b1 @ b2).reshape(weight.shape)
-    delta = torch.einsum("oi...,ij->oj...", weight, a1 @ a2) + added
+    delta = torch.einsum("or...,rj->oj...", torch.einsum("oi...,ir->or...", weight, a1), a2) + added
     return _moved(weight, delta * _scale(parts, a2.shape[0]), parts, strength)
 
 

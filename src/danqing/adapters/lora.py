@@ -87,6 +87,7 @@ def read(path: Path | str, family: Family, name: str | None = None) -> Adapter:
     kinds: dict[str, None] = {}
     misfits: list[str] = []
     unused: list[str] = []
+    checked: dict[Any, int | None] = {}  # layers are many, their shapes are few
     for layer, parts in groups:
         rows = [row for row in ALGORITHMS if row.needs <= parts.keys()]
         rows = [row for row in rows if row.parameter == "weight" or layer.has_bias]
@@ -95,7 +96,7 @@ def read(path: Path | str, family: Family, name: str | None = None) -> Adapter:
         numbers = _numbers(file, layer, parts, rows, settings)
         for row in rows:
             try:
-                rank = _check(row, layer, parts, numbers)
+                rank = _check(row, layer, parts, numbers, checked)
             except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
                 if any(0 in parts[part].shape for part in row.needs):
                     raise DanqingError(f"{file.path}: layer {layer.name} has rank 0: there is nothing in it") from error
@@ -220,19 +221,22 @@ def _numbers(
     return numbers
 
 
-def _check(row: Algorithm, layer: Layer, parts: Parts, numbers: Numbers) -> int | None:
-    """The rank; the formula is run on shapes alone, and raises what torch raises where they do not fit."""
-    tensors = {
-        part: numbers[part] if part in numbers else torch.empty(parts[part].shape, device="meta")
-        for part in (row.needs | row.may) & (parts.keys() | numbers.keys())
-    }
+def _check(row: Algorithm, layer: Layer, parts: Parts, numbers: Numbers, checked: dict[Any, int | None]) -> int | None:
+    """The rank; the formula is run on zeros of these shapes, and raises what torch raises where they do not fit."""
     shape = layer.shape if row.parameter == "weight" else layer.shape[:1]
+    used = sorted((row.needs | row.may) & (parts.keys() | numbers.keys()))
+    shapes = tuple((part, float(numbers[part]) if part in numbers else parts[part].shape) for part in used)
+    if (row, shape, shapes) in checked:
+        return checked[row, shape, shapes]
+    zero = torch.zeros(())  # takes no memory, and costs less than what torch imports for its meta device
+    tensors = {part: numbers[part] if part in numbers else zero.expand(parts[part].shape) for part in used}
     if any(0 in tensor.shape for tensor in tensors.values()):
         raise ValueError("it is empty")
-    result = row.change(tensors, torch.empty(shape, device="meta"), 1.0)
+    result = row.change(tensors, zero.expand(shape), 1.0)
     if result.shape != shape:
         raise ValueError(f"{list(result.shape)} for {list(shape)}")
-    return row.rank(tensors) if row.rank else None
+    rank = checked[row, shape, shapes] = row.rank(tensors) if row.rank else None
+    return rank
 
 
 def _patch(row: Algorithm, layer: Layer, parts: Parts, numbers: Numbers) -> WeightPatch:
