@@ -41,6 +41,7 @@ def network(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     save_file(state, tmp_path / "edges.safetensors")
     photograph().save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DANQING_HOME", str(tmp_path / "home"))
     return tmp_path / "edges.safetensors"
 
 
@@ -71,9 +72,13 @@ def test_a_picture_steers_and_is_recorded(tiny: Model, network: Path) -> None:
     assert told.request.controls == record.request.controls
 
 
-def test_it_is_painted_again_from_its_record(tiny: Model, network: Path) -> None:
+def test_it_is_painted_again_from_its_record(tiny: Model, network: Path, tmp_path: Path) -> None:
     request = TextToImage(prompt="a cat", controls="edges.safetensors,photo.png,canny,2", **QUICK)
     painted(tiny, request).save("out.png")
+    assert replay("out.png", tiny, say=lambda line: None).identical
+    folder = tmp_path / "home" / "models" / "controlnet"
+    folder.mkdir(parents=True)
+    network.rename(folder / network.name)  # found by its name and hash
     assert replay("out.png", tiny, say=lambda line: None).identical
     Path("photo.png").unlink()
     with pytest.raises(DanqingError, match="a control's image"):
