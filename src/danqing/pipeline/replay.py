@@ -67,7 +67,7 @@ def replay(
         for note in told.notes:
             say(note)
     request = _with_pictures(path, told, images or {})
-    request = request.model_copy(update=_further(told))
+    request = request.model_copy(update=_further(told, request))
     if model is None:
         model = _load(path, told, name, device, dtype, say)
     elif told.vae is not None:
@@ -133,13 +133,21 @@ def _beside(path: Path, source: Reference, field: str) -> str:
     return str(candidate)
 
 
-def _further(told: Told) -> dict[str, Any]:
-    """Further checkpoints by name and hash where their recorded paths lead nowhere."""
+def _further(told: Told, request: Painting) -> dict[str, Any]:
+    """Further checkpoints, and controls, by name and hash where their recorded paths lead nowhere."""
+
+    def found(value: str, key: str) -> str:
+        known = told.others.get(key)
+        return f"{known.name} [{known.sha256}]" if known and known.sha256 and not Path(value).exists() else value
+
     changes: dict[str, Any] = {}
     for field in _CHECKPOINTS:
-        value, known = getattr(told.request, field, None), told.others.get(field)
-        if value and known and known.sha256 and not Path(value).exists():
-            changes[field] = f"{known.name} [{known.sha256}]"
+        if value := getattr(told.request, field, None):
+            changes[field] = found(value, field)
+    changes["controls"] = tuple(
+        unit.model_copy(update={"model": found(unit.model, f"controls.{index}")})
+        for index, unit in enumerate(request.controls)
+    )
     return changes
 
 
