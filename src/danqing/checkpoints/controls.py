@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from danqing.checkpoints import layouts
 from danqing.checkpoints.checkpoint import problems
@@ -57,6 +56,7 @@ def load_control(
     if file is None:
         raise DanqingError(f"{path}: is a folder without a ControlNet's weights")
     kind = kind_of(file.shapes)
+    network: ControlNet | T2IAdapter
     if kind.name == "controlnet":
         network, entries = _controlnet(file, path, model)
     elif kind.name == "t2i-adapter":
@@ -239,7 +239,7 @@ def _sum(weight: torch.Tensor, change: Entry) -> Entry:
 # --- T2I-Adapter ------------------------------------------------------------------------------------------------------
 
 
-def _t2i_adapter(file: TensorFile, path: Path, base: UNetConfig) -> tuple[nn.Module, Entries]:
+def _t2i_adapter(file: TensorFile, path: Path, base: UNetConfig) -> tuple[T2IAdapter, Entries]:
     prefix = "adapter."
     inner = {key[len(prefix) :]: entry for key, entry in file.entries.items() if key.startswith(prefix)}
     entries = inner or dict(file.entries)

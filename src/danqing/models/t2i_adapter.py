@@ -62,7 +62,9 @@ class AdapterBlock(nn.Module):
         if self.in_conv is not None:
             x = self.in_conv(x)
         x = self.resnets(x)
-        return x if self.out_conv is None else self.out_conv(x)
+        if self.out_conv is not None:
+            x = self.out_conv(x)
+        return x
 
 
 class T2IAdapter(nn.Module):

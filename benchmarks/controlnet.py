@@ -1,0 +1,89 @@
+"""What a ControlNet adds to one step of classifier-free guidance, full size, random weights: ours beside diffusers'.
+
+Both run in turns in one process, eager and channels-last; the medians, the spread (slowest less fastest) and the
+ratio (ours / theirs; below 1 is faster) are printed. The hint is embedded once in a run here, in every step there.
+
+    python benchmarks/controlnet.py --family sd1 --dtype bf16 --runs 7 --size 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from diffusers import ControlNetModel
+from step import DTYPES, REFERENCE, timed
+
+from danqing.families import FAMILIES
+from danqing.models.controlnet import ControlNet, ControlNetConfig
+from danqing.runtime.blank import without_weights
+
+Call = Callable[[], torch.Tensor]
+
+
+def calls(family: str, dtype: torch.dtype, size: int) -> tuple[Call, Call]:
+    """Both networks over the same weights, one copy in memory, and the same input."""
+    config = FAMILIES[family].denoiser
+    told = {name: value for name, value in REFERENCE[family].items() if name != "up_block_types"}
+    with without_weights():
+        ours, theirs = ControlNet(ControlNetConfig(config)), ControlNetModel(**told)
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, empty in ours.state_dict().items():
+        if empty.dim() == 1:
+            weights[name] = torch.full(empty.shape, float(name.endswith("weight")), dtype=dtype)
+            continue
+        weight = torch.randn(empty.shape, generator=generator, dtype=dtype).mul_(empty[0].numel() ** -0.5)
+        weights[name] = weight.contiguous(memory_format=torch.channels_last) if empty.dim() == 4 else weight
+    ours.load_state_dict(weights, assign=True)
+    theirs.load_state_dict(weights, assign=True)
+    theirs.eval()
+    latents = torch.randn(2, config.in_channels, size // 8, size // 8, generator=generator, dtype=dtype)
+    latents = latents.contiguous(memory_format=torch.channels_last)
+    context = torch.randn(2, 77, config.context_width, generator=generator, dtype=dtype)
+    hint = torch.rand(1, 3, size, size, generator=generator, dtype=dtype)
+    extra, added = {}, None
+    if config.size_ids:
+        extra = {
+            "pooled": torch.randn(2, config.pooled_width, generator=generator, dtype=dtype),
+            "time_ids": torch.full((2, 6), float(size)),
+        }
+        added = {"text_embeds": extra["pooled"], "time_ids": extra["time_ids"]}
+    timestep, embedded, both = torch.tensor([601.0]), [ours.hint(hint)], hint.expand(2, -1, -1, -1)
+    return (
+        lambda: ours(latents, timestep, context, embedded, **extra)["mid_block"],
+        lambda: theirs(latents, timestep, context, both, added_cond_kwargs=added).mid_block_res_sample,
+    )
+
+
+@torch.no_grad()
+def measure(family: str, dtype: str, runs: int, size: int) -> None:
+    mine, reference = calls(family, DTYPES[dtype], size)
+    found, wanted = mine().float(), reference().float()  # these warm both up
+    gap = float((found - wanted).norm() / wanted.norm())
+    ours, theirs = [], []
+    for _ in range(runs):
+        ours.append(timed(mine))
+        theirs.append(timed(reference))
+    a, b = statistics.median(ours), statistics.median(theirs)
+    print(
+        f"ControlNet {family} {dtype} {size}x{size}, {torch.get_num_threads()} threads, median of {runs}: "
+        f"danqing {a:.2f} s (spread {max(ours) - min(ours):.2f}), "
+        f"diffusers {b:.2f} s (spread {max(theirs) - min(theirs):.2f}), ratio {a / b:.2f}; outputs differ by {gap:.1e}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=[*DTYPES], default="fp32")
+    parser.add_argument("--family", choices=list(REFERENCE), default="sd1")
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--size", type=int, help="pixels along each side; the family's default unless given")
+    options = parser.parse_args()
+    measure(options.family, options.dtype, options.runs, options.size or FAMILIES[options.family].defaults.width)
+
+
+if __name__ == "__main__":
+    main()
