@@ -284,6 +284,51 @@ def test_the_model_is_left_as_it_is_and_all_else_is_shared(model: Model, tmp_pat
     assert first.autoencoder is model.autoencoder
 
 
+def kinds(shape: tuple[int, ...]) -> dict[str, dict[str, Tensor]]:
+    """One set of parts for each algorithm, for a linear layer."""
+    o, i = shape
+    wide = {f"hada_w{n}_{side}": random(*size) for n in (1, 2) for side, size in (("a", (o, 2)), ("b", (2, i)))}
+    return {
+        "lora": lora(shape),
+        "dora": lora(shape) | {"dora_scale": random(o, 1).abs()},
+        "loha": wide,
+        "lokr": {"lokr_w1": random(4, 4), "lokr_w2": random(o // 4, i // 4)},
+        "glora": {
+            "a1.weight": random(i, 2),
+            "a2.weight": random(2, i),
+            "b1.weight": random(o, 2),
+            "b2.weight": random(2, i),
+        },
+        "ia3": {"weight": random(o), "on_input": torch.tensor(0)},
+        "oft": {"oft_blocks": random(8, 8, 8)},
+        "boft": {"oft_blocks": random(2, 8, 8, 8)},
+        "full": {"diff": random(o, i)},
+    }
+
+
+def test_every_pair_of_kinds_is_taken_off_without_a_trace(model: Model, tmp_path: Path) -> None:
+    """A on, B on, B off, A off, A on again: the same bits each time, and the base's own never change."""
+    base = weight_of(model, QUERY)
+    before = base.clone()
+    adapters = {
+        name: read(write(tmp_path / f"{name}.safetensors", keyed({QUERY: parts})), TINY)
+        for name, parts in kinds(tuple(base.shape)).items()
+    }
+    alone = {name: weight_of(apply(model, [Use(adapter)]), QUERY) for name, adapter in adapters.items()}
+    for first, one_use in adapters.items():
+        for second, other_use in adapters.items():
+            under = apply(model, [Use(one_use)])
+            over = apply(under, [Use(other_use)])
+            assert torch.equal(weight_of(under, QUERY), alone[first])
+            assert not torch.equal(weight_of(over, QUERY), alone[first])
+            together = apply(model, [Use(one_use), Use(other_use)])
+            assert torch.equal(
+                weight_of(together, QUERY), weight_of(over, QUERY)
+            )  # in float32 nothing is rounded between
+            assert torch.equal(weight_of(apply(model, [Use(adapters[second])]), QUERY), alone[second])
+            assert torch.equal(base, before)
+
+
 def test_text_encoder_and_unet_have_their_own_strength(model: Model, tmp_path: Path) -> None:
     path = both(tmp_path, model)
     words: list[str] = []

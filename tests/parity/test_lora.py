@@ -57,7 +57,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], tuple[tuple[str, str], ...]]] = {
     "LoKr, both factored": (lycoris.LokrModule, {"decompose_both": True, "lora_dim": 2}, (LINEAR, CONVOLUTION)),
     "LoKr, Tucker": (lycoris.LokrModule, {"factor": 4, "use_tucker": True}, (CONVOLUTION,)),
     "LoKr, full": (lycoris.LokrModule, {"full_matrix": True}, (LINEAR, CONVOLUTION)),
-    "GLoRA": (lycoris.GLoRAModule, {}, (LINEAR,)),
+    "GLoRA": (lycoris.GLoRAModule, {}, (LINEAR, CONVOLUTION)),
     "(IA)^3, outputs": (lycoris.IA3Module, {}, (LINEAR, CONVOLUTION)),
     "(IA)^3, inputs": (lycoris.IA3Module, {"train_on_input": True}, (LINEAR, CONVOLUTION)),
     "OFT": (lycoris.DiagOFTModule, {"lora_dim": 8}, (LINEAR, CONVOLUTION)),

@@ -158,3 +158,19 @@ def test_taking_turns_is_a_function_of_the_step(tiny: Model, folder: Path) -> No
         alone = replace(scheduled(tiny, [(use, between(0, 9))], 1), name="alone")
         (got,), (want) = (predictor(each)(latents, At(1.0, step), [context]) for each in (model, alone))
         assert torch.equal(got, want[0])
+
+
+def test_a_refiner_of_the_family_wears_them_too(tiny: Model, folder: Path) -> None:
+    fields: dict[str, Any] = {"steps": 3, "width": 64, "height": 64, "seed": 1, "sampler_name": "Euler"}
+    fields |= {"refiner_checkpoint": "r", "refiner_switch_at": 0.1}
+    stranger = replace(tiny, family=replace(tiny.family, name="stranger"))
+    said: list[str] = []
+
+    def refined(refiner: Model) -> np.ndarray[Any, Any]:
+        request = TextToImage(prompt="a cat <lora:ink:0:1>", **fields)
+        return pixels(paint(request, tiny, say=said.append, models={"r": refiner})[0])
+
+    assert np.array_equal(refined(tiny), pixels(painted(tiny, "a cat <lora:ink:0:1>")))
+    assert not any("paints without" in line for line in said)
+    assert not np.array_equal(refined(stranger), refined(tiny))
+    assert any(line.startswith("refiner_checkpoint: tiny random weights paints without") for line in said)

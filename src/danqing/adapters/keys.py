@@ -111,19 +111,20 @@ def layers_of(family: Family) -> Mapping[str, Layer]:
     table: dict[str, Layer] = {}
     depths = Depths(family.denoiser.down_depth, family.denoiser.mid_depth, family.denoiser.up_depth)
     foreign = unet_table(depths)
-    for name, module in _weighted(nets["unet"]):
-        entry = Entry(tuple(module.weight.shape), module.weight.dtype, _nothing)
-        other = next(iter(foreign.to_foreign({f"{name}.weight": entry})[0]), f"{name}.weight").removesuffix(".weight")
-        _add(table, _layer("unet", name, module, _block(other)), _UNET_PREFIXES, (name, other))
+    for name, shape, bias in _weighted(nets["unet"]):
+        key = f"{name}.weight"
+        entry = Entry(shape, torch.float32, _nothing)
+        other = next(iter(foreign.to_foreign({key: entry})[0]), key).removesuffix(".weight")
+        _add(table, Layer("unet", name, shape, bias, _block(other)), _UNET_PREFIXES, (name, other))
     first = family.text_encoders[0].name if family.text_encoders else ""
     for encoder in family.text_encoders:
         prefixes = _TEXT_PREFIXES[encoder.name]
         if encoder.name == first != "text_encoder":
             prefixes = (*prefixes, *_ALONE)
-        for name, module in _weighted(nets[encoder.name]):
+        for name, shape, bias in _weighted(nets[encoder.name]):
             # unprefixed as transformers 5 has them; `transformer.` in OneTrainer's and ComfyUI's
             names = (name, name.removeprefix("text_model."), f"transformer.{name}")
-            _add(table, _layer(encoder.name, name, module, "BASE"), prefixes, names)
+            _add(table, Layer(encoder.name, name, shape, bias, "BASE"), prefixes, names)
     return table
 
 
@@ -131,17 +132,12 @@ def _nothing() -> Tensor:
     return torch.empty(0)
 
 
-def _weighted(net: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    return (
-        (name, module)
-        for name, module in net.named_modules()
-        if isinstance(getattr(module, "weight", None), nn.Parameter)
-    )
-
-
-def _layer(network: str, name: str, module: nn.Module, block: str) -> Layer:
-    bias = getattr(module, "bias", None) is not None
-    return Layer(network, name, tuple(module.weight.shape), bias, block)
+def _weighted(net: nn.Module) -> Iterable[tuple[str, tuple[int, ...], bool]]:
+    """(canonical name, shape of the weight, whether there is a bias) of every module that has a weight."""
+    for name, module in net.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            yield name, tuple(weight.shape), module._parameters.get("bias") is not None
 
 
 def _add(table: dict[str, Layer], layer: Layer, prefixes: Iterable[str], names: Iterable[str]) -> None:

@@ -42,7 +42,7 @@ class Dressed:
     studio: Studio
     references: Mapping[str, Reference] = field(default_factory=dict)
     """By the record's key, `lora:NAME`."""
-    paths: Mapping[str, str | None] = field(default_factory=dict)
+    paths: dict[str, str | None] = field(default_factory=dict)
 
 
 def tags(text: str, request: Painting) -> tuple[NetworkTag, ...]:
@@ -114,8 +114,8 @@ def dress(request: Painting, studio: Studio) -> Dressed:
     a file that is damaged or made for another family, and for a tag that makes no sense.
     """
     steps = request.steps or studio.model.family.defaults.steps
-    hires = isinstance(request, TextToImage) and request.enable_hr and bool(request.hr_prompt)
-    texts = [request.prompt, request.hr_prompt if isinstance(request, TextToImage) and hires else request.prompt]
+    hires = (request.hr_prompt or "") if isinstance(request, TextToImage) and request.enable_hr else ""
+    texts = (request.prompt, hires or request.prompt)
     asked = [[wanted(tag, steps, studio.note) for tag in tags(text, request)] for text in texts]
     if not any(asked):
         return Dressed(studio)
@@ -128,12 +128,15 @@ def dress(request: Painting, studio: Studio) -> Dressed:
     first, second = ([want for want in wants if want.name in files] for wants in asked)
     if not files:
         return Dressed(studio)
+    strange = {name for name, other in studio.others.items() if other.family.name != studio.model.family.name}
     others = {
-        name: other if name == "refiner_checkpoint" else _wearing(other, second, files, steps, studio.note)
+        name: other if name in strange else _wearing(other, second, files, steps, studio.note)
         for name, other in studio.others.items()
     }
-    if "refiner_checkpoint" in others:
-        studio.note("the refiner paints without the prompt's LoRAs")
+    for name in strange:
+        studio.note(
+            f"{name}: {others[name].family.title} paints without the prompt's LoRAs, which are for another family"
+        )
     if hires and second != first and "hr_checkpoint_name" not in others:
         others["hr_checkpoint_name"] = _wearing(studio.model, second, files, steps, studio.note)
     kept = tuple((str(files[want.name]), want.te, want.blocks and want.blocks["BASE"]) for want in first)
