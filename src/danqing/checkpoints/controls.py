@@ -95,7 +95,9 @@ def _controlnet(file: TensorFile, path: Path, model: Model) -> tuple[ControlNet,
         hint_layers = sum(key.startswith("input_hint_block.") and key.endswith(".weight") for key in entries)
         entries, left = layouts.controlnet_table(depths, hint_layers).to_canonical(entries)
         if left and lora:
-            raise DanqingError(f"{path}: is a control-LoRA for another family: the model has no place for '{min(left)}'")
+            raise DanqingError(
+                f"{path}: is a control-LoRA for another family: the model has no place for '{min(left)}'"
+            )
         if left:
             raise DanqingError(f"{path}: {len(left)} of its tensors are no ControlNet's, such as '{min(left)}'")
     if lora:
