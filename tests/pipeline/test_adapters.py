@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from danqing.adapters.apply import Use
+from danqing.adapters.apply import Use, apply
 from danqing.adapters.lora import read
-from danqing.adapters.schedule import between, in_turn, scheduled
+from danqing.adapters.schedule import averaged, between, by_places, in_turn, scheduled
 from danqing.checkpoints.hashes import addnet_hash, sha256
 from danqing.errors import DanqingError
 from danqing.families import At, Model
@@ -174,3 +174,27 @@ def test_a_refiner_of_the_family_wears_them_too(tiny: Model, folder: Path) -> No
     assert not any("paints without" in line for line in said)
     assert not np.array_equal(refined(stranger), refined(tiny))
     assert any(line.startswith("refiner_checkpoint: tiny random weights paints without") for line in said)
+
+
+def test_answers_are_averaged_or_shared_by_places(tiny: Model, folder: Path) -> None:
+    write(folder / "oil.safetensors", keyed({QUERY: lora((64, 64), seed=7)}))
+    uses = [Use(read(folder / f"{name}.safetensors", tiny.family), te=0) for name in ("ink", "oil")]
+    x, step, context = torch.randn(1, 4, 8, 8), torch.tensor([300.0]), torch.randn(1, 77, 64)
+    alone = [apply(tiny, [use]).denoiser(x, step, context) for use in uses]
+    plain = tiny.denoiser(x, step, context)
+    mean = averaged(tiny, uses).denoiser(x, step, context)
+    assert torch.allclose(mean, (alone[0] + alone[1]) / 2, atol=1e-6)
+    left = torch.zeros(16, 16)
+    left[:, :8] = 1
+    bottom = torch.zeros(16, 16)
+    bottom[8:] = 1
+    shared = by_places(tiny, list(zip(uses, (left, bottom)))).denoiser(x, step, context)
+    assert torch.allclose(shared[..., :4, :4], alone[0][..., :4, :4], atol=1e-6)
+    assert torch.allclose(shared[..., 4:, 4:], alone[1][..., 4:, 4:], atol=1e-6)
+    assert torch.allclose(shared[..., 4:, :4], mean[..., 4:, :4], atol=1e-6)
+    assert torch.allclose(shared[..., :4, 4:], plain[..., :4, 4:], atol=1e-6)
+    for masks in ((left, bottom[:8]), (left * 2, bottom)):
+        with pytest.raises(DanqingError, match="masks of adapters"):
+            by_places(tiny, list(zip(uses, masks)))
+    picture = painted(averaged(tiny, uses), "a cat")
+    assert not np.array_equal(pixels(picture), pixels(painted(tiny, "a cat")))

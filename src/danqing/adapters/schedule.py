@@ -1,13 +1,17 @@
-"""Adapters that hold at some steps of a sampling run and not at others, as a pure function of the step."""
+"""Several adapters at once, otherwise than by adding them up: at some steps and not at others, averaged, by places."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from danqing.adapters.apply import Use, apply
+from danqing.errors import DanqingError
 from danqing.families import Model
-from danqing.models.weights import ByStep
+from danqing.models.weights import Blend, ByStep
 
 Holds = Callable[[int], bool]
 """Whether an adapter holds at a step, counted from 0."""
@@ -46,3 +50,37 @@ def scheduled(
     places = {chosen: index for index, chosen in enumerate(twins)}
     denoiser = ByStep(list(twins.values()), [places[chosen] for chosen in sets]).eval()
     return replace(text, denoiser=denoiser)
+
+
+def averaged(model: Model, uses: Sequence[Use], say: Callable[[str], None] | None = None) -> Model:
+    """`model` whose U-Net's answer is the mean of its answers with each adapter alone: the `composite` of Zhong et al. 2024
+    (they average guided scores, which are linear in the answers). A step costs as much as one for each adapter.
+
+    The text encoders are changed by all of them. `say` and errors as for `apply`.
+    """
+    return _blended(model, uses, torch.full((len(uses), 1, 1), 1 / len(uses)), say)
+
+
+def by_places(model: Model, uses: Sequence[tuple[Use, Tensor]], say: Callable[[str], None] | None = None) -> Model:
+    """`model` whose U-Net is changed by each adapter where its mask (H, W) in [0, 1], of any one size, says so.
+
+    Where masks overlap they share by their values; what they leave is the unchanged U-Net's. A step costs as much as one
+    for each adapter and one more; it knows nothing of tiled diffusion's windows. `say` as for `apply`.
+    Raises DanqingError for masks of different sizes or values beyond [0, 1], and as `apply` does.
+    """
+    masks = [mask.float() for _, mask in uses]
+    if len({mask.shape for mask in masks}) != 1 or masks[0].dim() != 2:
+        raise DanqingError("the masks of adapters should be of one size, height by width")
+    stacked = torch.stack(masks)
+    if bool((stacked < 0).any()) or bool((stacked > 1).any()):
+        raise DanqingError("the masks of adapters should be between 0 and 1")
+    total = stacked.sum(0).clamp(min=1)
+    rest = (1 - stacked.sum(0)).clamp(min=0)
+    return _blended(model, [use for use, _ in uses], torch.cat([stacked / total, rest[None]]), say)
+
+
+def _blended(model: Model, uses: Sequence[Use], shares: Tensor, say: Callable[[str], None] | None) -> Model:
+    text = apply(model, uses, say)  # tells of every one as it is in full
+    networks = [apply(model, [use._replace(te=0.0)]).denoiser for use in uses]
+    networks += [model.denoiser] * (len(shares) - len(uses))
+    return replace(text, denoiser=Blend(networks, shares.to(model.device)).eval())

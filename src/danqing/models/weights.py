@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -98,3 +99,21 @@ class ByStep(nn.Module):
     def at(self, step: float) -> nn.Module:
         """The network of a step; a step's inner evaluations have its own."""
         return self.networks[self.order[min(max(int(step), 0), len(self.order) - 1)]]
+
+
+class Blend(nn.Module):
+    """Networks that answer together: the weighted sum of what they say to the same question."""
+
+    shares: Tensor
+
+    def __init__(self, networks: Sequence[nn.Module], shares: Tensor) -> None:
+        """`shares` (n, h, w) sum to 1 at each place; they are stretched to what the networks answer (B, C, H, W)."""
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.register_buffer("shares", shares, persistent=False)
+
+    def forward(self, latents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As the networks'."""
+        shares = F.interpolate(self.shares[None], size=latents.shape[-2:], mode="area")[0].to(latents.dtype)
+        answers = [network(latents, *args, **kwargs) for network in self.networks]
+        return torch.stack([answer * share for answer, share in zip(answers, shares)]).sum(0)
