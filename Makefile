@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/danqing txt2img "a red apple" -o demo.png --overwrite
+	$(BIN)/python examples/demo.py demo.png
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -m "not long"

@@ -26,7 +26,7 @@ def main() -> None:
     keep_memory()
     import danqing
 
-    model = danqing.load(args.model, say=lambda line: None)
+    model = danqing.load(args.model)
     fields = {"width": args.size, "height": args.size, "steps": args.steps}
 
     def paint(batch: int, seed: int) -> None:

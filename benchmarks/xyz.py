@@ -25,7 +25,7 @@ def main() -> None:
     import danqing
     from danqing.pipeline.plot import paint_plot, xyz
 
-    model = danqing.load(args.model, say=lambda line: None)
+    model = danqing.load(args.model)
     request = danqing.TextToImage(
         prompt="a red apple", negative_prompt="blurry", width=args.size, height=args.size, steps=args.steps, seed=1
     )

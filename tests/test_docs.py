@@ -89,7 +89,7 @@ def test_no_option_is_written_that_is_not_there() -> None:
 
 @pytest.fixture
 def tiny() -> Model:
-    return load(device="cpu", dtype="float32", say=lambda line: None)
+    return load(device="cpu", dtype="float32")
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_the_examples_in_python_run(tiny: Model, tmp_path: Path, monkeypatch: py
     assert len(blocks) > 5
     exec(compile("\n".join(blocks), "docs/python.md", "exec"), {})
     made = {path.name for path in tmp_path.glob("*.png")}
-    assert made == {"castle.png", "7.png", "a.png", "a-2.png", "grid.png", "resumed.png"}
+    assert made == {"castle.png", "7.png", "a.png", "a-2.png", "grid.png", "plot.png", "resumed.png"}
 
 
 def anchors(page: Path) -> set[str]:

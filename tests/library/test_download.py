@@ -12,6 +12,7 @@ from safetensors.torch import save
 from danqing.errors import DanqingError
 from danqing.library import transfer
 from danqing.library.download import add, choose_files
+from danqing.library.folders import BUNDLED
 from danqing.library.hash_cache import HashCache
 from danqing.library.names import find, known
 from danqing.library.settings import load_settings
@@ -262,12 +263,12 @@ def test_an_interrupted_repository_is_not_taken_for_whole(settings, site):
     site.pages[broken].drops = [20] + [0] * 9
     with pytest.raises(DanqingError, match="what came is kept"):
         add("hf:owner/sd", settings=settings, hub=site.url)
-    assert not [entry for entry in known(settings) if entry.kind == "checkpoint"]
+    assert [entry for entry in known(settings) if entry.kind == "checkpoint"] == [BUNDLED]
     site.pages[broken].drops.clear()
     site.asked.clear()
     add("hf:owner/sd", settings=settings, hub=site.url)
     assert site.ranges() == ["bytes=20-"]
-    assert [entry.name for entry in known(settings)] == ["owner/sd"]
+    assert [entry.name for entry in known(settings)] == ["danqing", "owner/sd"]
 
 
 def test_a_peft_adapter_comes_with_its_configuration(settings, site):

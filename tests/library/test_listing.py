@@ -50,7 +50,8 @@ def test_rows(settings, tmp_path):
     (roots / "checkpoints" / "broken.safetensors").write_bytes(b"<!DOCTYPE html>")
     (roots / "vae_approx").mkdir()
     (roots / "vae_approx" / "x.pt").write_bytes(b"not opened")
-    rows = list_models(settings)
+    bundled, *rows = list_models(settings)
+    assert (bundled.name, bundled.kind, bundled.family, bundled.problem) == ("danqing", "checkpoint", "danqing", "")
     assert [(row.name, row.kind, row.family, row.source) for row in rows] == [
         ("broken.safetensors", "checkpoint", "", "folder"),
         ("heap/oil.safetensors", "lora", "", "folder"),
@@ -67,5 +68,6 @@ def test_rows(settings, tmp_path):
 
 
 def test_an_empty_library(settings):
+    """Holds what the package ships."""
     for kind in (None, *Kind.__args__):
-        assert list_models(settings, kind) == ()
+        assert [row.name for row in list_models(settings, kind)] == ["danqing"] * (kind in (None, "checkpoint"))

@@ -51,7 +51,7 @@ def reference(pipeline: Any, sampler: str, **options: Any) -> np.ndarray:
 
 
 def ours(folder: Path, kind: type[ImageToImage], sampler: str, **fields: Any) -> np.ndarray:
-    model = danqing.load(folder, device="cpu", dtype="float32", say=lambda line: None)
+    model = danqing.load(folder, device="cpu", dtype="float32")
     settings = {"steps": 10, "cfg_scale": 5.0, "seed": 11, "dialect": "diffusers", "mask_blur": 0, **fields}
     wanted = {name: value for name, value in settings.items() if name in kind.model_fields}
     request = kind(prompt=PROMPT, negative_prompt=NEGATIVE, sampler_name=sampler, **wanted)
@@ -187,7 +187,7 @@ def test_refiner(small_sdxl: tuple[Any, Path], tmp_path: Path, sampler: str, par
         refiner_checkpoint=str(tmp_path),
         refiner_switch_at=0.6,
     )
-    model = danqing.load(folder, device="cpu", dtype="float32", say=lambda line: None)
+    model = danqing.load(folder, device="cpu", dtype="float32")
     (picture,) = danqing.paint(request, model, say=lambda line: None)
     got = np.asarray(picture.image, dtype=np.float64)
     compare(parity, f"SDXL with a refiner, {sampler}", "StableDiffusionXLPipeline and Img2Img", got, expected)

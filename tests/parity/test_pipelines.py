@@ -36,7 +36,7 @@ def reference(pipeline: Any, sampler: str, **options: Any) -> np.ndarray:
 
 
 def ours(folder: Path, sampler: str, **options: Any) -> np.ndarray:
-    model = danqing.load(folder, device="cpu", dtype="float32", say=lambda line: None)
+    model = danqing.load(folder, device="cpu", dtype="float32")
     (picture,) = danqing.paint(
         PROMPT,
         model,

@@ -47,7 +47,7 @@ def folder_with_checker(tiny: Model, folder: Path, threshold: float) -> Path:
 
 
 def paint(folder: Path, said: list[str], safety_checker: bool) -> np.ndarray:
-    model = danqing.load(folder, device="cpu", dtype="float32", say=said.append)
+    model = danqing.load(folder, device="cpu", dtype="float32")
     fields = {"steps": 1, "width": 64, "height": 64, "seed": 1}
     (picture,) = danqing.paint("x", model, say=said.append, safety_checker=safety_checker, **fields)
     assert picture.resolved.notes == tuple(said)

@@ -58,7 +58,7 @@ def bundled(
     amount = Amount(seeds=seeds, pairs=pairs, frechet=frechet, cfg_pairs=cfg_pairs, steps=steps)
     asked = read_held_out(held_out or HELD_OUT)
     network = load_judge(judge or JUDGE)
-    loaded = load(model, say=say)
+    loaded = load(model)
     training, real = drawings(data, asked, loaded.family.defaults.width)
     rows: list[Row] = []
 

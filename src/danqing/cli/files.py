@@ -88,7 +88,7 @@ def list_models(
     kind: Annotated[str | None, typer.Option("--kind", help="checkpoint, lora, vae ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    from danqing.library.folders import Kind
+    from danqing.library.folders import BUNDLED, Kind
     from danqing.library.listing import list_models as rows_of
     from danqing.library.settings import load_settings
     from danqing.vocabulary import choose
@@ -99,11 +99,13 @@ def list_models(
         fields = [{**row.__dict__, "path": str(row.path)} for row in rows]
         typer.echo(json.dumps(fields, ensure_ascii=False, indent=2))
         return
-    if not rows:
-        typer.echo(f"no models yet; danqing models add PATH|URL|hf:OWNER/NAME|civitai:ID (settings: {settings.path})")
     for row in rows:
         problem = f"  ! {row.problem}" if row.problem else ""
         typer.echo(f"{row.name}  {row.kind}  {row.family or '-'}  {row.size / 1e6:.0f} MB  {row.source}{problem}")
+    if all(row.path == BUNDLED.path for row in rows):
+        typer.echo(
+            f"none of yours yet; danqing models add PATH|URL|hf:OWNER/NAME|civitai:ID (settings: {settings.path})"
+        )
 
 
 def add_model(

@@ -138,7 +138,7 @@ def _paint(
     settings = load_settings()
     check_output(output, settings)
     first = requests[0]
-    loaded = load(first.model, vae=first.vae, device=device, dtype=dtype, prediction=prediction_type, ema=ema, say=say)
+    loaded = load(first.model, vae=first.vae, device=device, dtype=dtype, prediction=prediction_type, ema=ema)
     job = Job()
     written: list[Path] = []
     pictures: list[Picture] = []

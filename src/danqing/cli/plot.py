@@ -126,7 +126,7 @@ def plot(
         made = plots.matrix(request, negative=matrix_negative, different_seeds=iterate_seeds)
     else:
         made = plots.xyz(request, x, y, z, fixed_seeds=not random_seeds, vary_seeds=vary_seeds)
-    loading = partial(load, device=device, dtype=dtype, say=say)
+    loading = partial(load, device=device, dtype=dtype)
     with_metadata = settings.write_metadata if metadata is None else metadata
     output = output or settings.output_folder
     target = output if names_picture(output) else output / f"plot.{settings.output_format}"

@@ -23,8 +23,9 @@ from danqing.families import Model
 from danqing.models.judge import JudgeNetwork
 from danqing.requests import TextToImage, read
 
-ASSETS = Path(__file__).parents[1] / "assets" / "bundled"
-HELD_OUT, JUDGE = ASSETS / "held_out.json", ASSETS / "judge"
+JUDGE = Path(__file__).parents[1] / "assets" / "judge"
+"""The judge's network, and what it is asked about: the list of pairs that nothing was trained on."""
+HELD_OUT = JUDGE / "held_out.json"
 CFG_SCALES = (1.0, 3.0, 5.0, 7.0)
 KINDS = ("first", "within five", "style")
 

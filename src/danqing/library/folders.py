@@ -127,6 +127,10 @@ class Entry:
     source: Source
 
 
+BUNDLED = Entry("checkpoint", "danqing", Path(__file__).parents[1] / "assets" / "bundled", "Danqing")
+"""The model that ships in the package, trained by recipes/bundled.toml."""
+
+
 def scan(roots: Iterable[Path]) -> tuple[Entry, ...]:
     """Every model below `roots`, sorted by name; roots may also be single files and extra_model_paths.yaml files.
 

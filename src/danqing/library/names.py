@@ -10,7 +10,7 @@ from pathlib import Path
 from danqing.checkpoints.hashes import legacy_hash
 from danqing.errors import DanqingError
 from danqing.library.content import look
-from danqing.library.folders import SUFFIXES, Entry, Kind, entry_at, hub_snapshot, scan
+from danqing.library.folders import BUNDLED, SUFFIXES, Entry, Kind, entry_at, hub_snapshot, scan
 from danqing.library.hash_cache import HashCache
 from danqing.library.settings import Settings
 from danqing.vocabulary import nearest
@@ -29,11 +29,12 @@ def hub_cache(settings: Settings) -> Path:
 
 
 def known(settings: Settings) -> tuple[Entry, ...]:
-    """Every model in Danqing's own folder, the settings' folders and the Hub's cache. Opens no model."""
+    """The bundled model, and every one in Danqing's own folder, the settings' folders and the Hub's cache, unopened."""
     own = settings.models_dir
     roots = [root for root in (own, hub_cache(settings)) if root.is_dir()]
     entries = scan([*roots, *settings.folders])
-    return tuple(replace(entry, source="Danqing") if own in entry.path.parents else entry for entry in entries)
+    named = (replace(entry, source="Danqing") if own in entry.path.parents else entry for entry in entries)
+    return BUNDLED, *named
 
 
 def find(text: str, kind: Kind | None, settings: Settings) -> Entry:
@@ -187,9 +188,9 @@ def _unknown(text: str, kind: Kind | None, entries: Sequence[Entry]) -> str:
         near = nearest(text, {entry.name for entry in entries})
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"{text}: no such file, and no {_title(kind)} of that name is known{hint}"
-    if not entries:
+    if set(entries) <= {BUNDLED}:
         add = "`danqing models add PATH|URL|hf:OWNER/NAME|civitai:ID` adds one"
-        return f"{_title(kind)} '{text}' is unknown, and none is known yet: {add}"
+        return f"{_title(kind)} '{text}' is unknown, and none of yours is known yet: {add}"
     names = {entry.name for entry in entries}
     stems = {name.rpartition("/")[2]: name for name in names}
     like = nearest(text, names) or [stems[stem] for stem in nearest(text, stems)]

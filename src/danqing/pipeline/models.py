@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 from danqing.checkpoints.load import load as load_checkpoint
 from danqing.errors import DanqingError
 from danqing.families import Model
+from danqing.library.folders import BUNDLED
 from danqing.library.hash_cache import HashCache
 from danqing.library.names import find
 from danqing.library.settings import Settings, load_settings
-from danqing.pipeline.placeholder import NOTICE, placeholder
 from danqing.runtime.devices import pick_device, pick_dtype
 
 Say = Callable[[str], None]
@@ -32,10 +33,9 @@ def load(
     dtype: str | None = None,
     prediction: str | None = None,
     ema: bool = False,
-    say: Say = print_note,
     settings: Settings | None = None,
 ) -> Model:
-    """The model of that path or name, ready to paint; without a name the settings' default, else the bundled one.
+    """The model of that path or name, ready to paint; without a name the settings' default, else the bundled `danqing`.
 
     Any format: the family is recognised from the file. `device` is auto, cpu, cuda, cuda:1 or mps. `dtype` auto is
     bfloat16 where the machine computes in it, else float32. `vae` replaces the checkpoint's autoencoder; `prediction`
@@ -46,14 +46,9 @@ def load(
     target = pick_device(device or settings.device)
     precision = pick_dtype(dtype or settings.dtype, target)
     wanted = name or settings.default_model
-    if wanted is None:
-        for field, asked in (("vae", vae), ("prediction", prediction), ("ema", ema)):
-            if asked:
-                raise DanqingError(f"{field}: has no effect without a checkpoint; give one with --model")
-        say(NOTICE)
-        return placeholder(target, precision)
+    entry = find(str(wanted), "checkpoint", settings) if wanted else BUNDLED
     model = load_checkpoint(
-        find(str(wanted), "checkpoint", settings).path,
+        entry.path,
         device=target,
         dtype=precision,
         prediction=prediction,
@@ -62,6 +57,8 @@ def load(
     )
     if not model.family.text_encoders:
         raise DanqingError(f"{model.path}: is {model.family.title}, which only enlarges; give it by --upscaler")
+    if entry.path.is_dir():  # which says less than the name: the Hub's are commits
+        return replace(model, name=entry.name.rpartition("/")[2])
     return model
 
 

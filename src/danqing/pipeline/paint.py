@@ -99,7 +99,7 @@ def stream(
     elif fields:
         request = read(type(request), {**request.model_dump(exclude_unset=True), **fields})
     if model is None:
-        model = load(request.model, vae=request.vae, say=say)
+        model = load(request.model, vae=request.vae)
     elif request.vae and (path := find_vae(request.vae)) != model.vae_path:
         model = with_autoencoder(model, path)
     studio = Studio(
@@ -108,7 +108,7 @@ def stream(
         wrap,
         {} if cache is None else cache,
         open_pictures(request),
-        _others(request, model, models or {}, say),
+        _others(request, model, models or {}),
         detectors or {},
         tuple(units),
         load_controls(request, model),
@@ -116,7 +116,7 @@ def stream(
     return _parts(expand(request), studio, safety_checker)
 
 
-def _others(request: Painting, model: Model, given: Mapping[str, Model], say: Say) -> dict[str, Model]:
+def _others(request: Painting, model: Model, given: Mapping[str, Model]) -> dict[str, Model]:
     """The request's further models, by its field. Raises DanqingError for one that cannot go on with these latents."""
     others: dict[str, Model] = {}
     for field in ("refiner_checkpoint", "hr_checkpoint_name"):
@@ -124,7 +124,7 @@ def _others(request: Painting, model: Model, given: Mapping[str, Model], say: Sa
         if name is None or (field == "hr_checkpoint_name" and not getattr(request, "enable_hr", False)):
             continue
         dtype = str(model.dtype).removeprefix("torch.")
-        other = given.get(name) or load(name, device=str(model.device), dtype=dtype, say=say)
+        other = given.get(name) or load(name, device=str(model.device), dtype=dtype)
         ours, theirs = model.family, other.family
         if ours.autoencoder != theirs.autoencoder or ours.denoiser.out_channels != theirs.denoiser.out_channels:
             raise DanqingError(f"{field}: {theirs.title} has other latents than {ours.title}; choose one of its kind")

@@ -162,7 +162,6 @@ def _load(path: Path, told: Told, name: str | None, device: str | None, dtype: s
         vae=vae,
         device=device,
         dtype=dtype or (platform.dtype if platform else None),
-        say=say,
         settings=settings.model_copy(update={"default_model": None}),
     )
 

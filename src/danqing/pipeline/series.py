@@ -60,7 +60,7 @@ def paint_all(
     the one before it, an autoencoder likewise, and a prompt is encoded once: so equal ones should stand together.
     A request that cannot be painted yields its error, and the next goes on. `say` is told everything once.
     """
-    shared = _Shared(load or (lambda name: load_model(name, say=say)), model)
+    shared = _Shared(load or load_model, model)
     told: set[str] = set()
 
     def once(line: str) -> None:
