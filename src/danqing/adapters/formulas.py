@@ -200,7 +200,8 @@ def _rotations(parts: Parts, size: int) -> Tensor:
         norm = torch.linalg.vector_norm(skew) + 1e-8
         skew = skew * (limit / norm).clamp(max=1)
     one = torch.eye(blocks.shape[-1], device=blocks.device)
-    return (one + skew) @ torch.linalg.inv(one - skew)
+    turns: Tensor = (one + skew) @ torch.linalg.inv(one - skew)
+    return turns
 
 
 def _oft(parts: Parts, weight: Tensor, strength: float) -> Tensor:
@@ -217,9 +218,9 @@ def _oft(parts: Parts, weight: Tensor, strength: float) -> Tensor:
     turned = weight.flatten(1)
     for stage, turn in enumerate(turns):
         reach = 2**stage * size // 2
-        mixed = turned.unflatten(0, (-1, 2, reach)).transpose(1, 2).flatten(0, 2).unflatten(0, (-1, size))
+        mixed = turned.reshape(-1, 2, reach, turned.shape[1]).transpose(1, 2).reshape(-1, size, turned.shape[1])
         mixed = torch.lerp(one, turn, strength) @ mixed
-        turned = mixed.flatten(0, 1).unflatten(0, (-1, reach, 2)).transpose(1, 2).flatten(0, 2)
+        turned = mixed.reshape(-1, reach, 2, mixed.shape[-1]).transpose(1, 2).flatten(0, 2)
     turned = turned.reshape(weight.shape)
     return turned * (1 + strength * (parts["rescale"] - 1)) if "rescale" in parts else turned
 
