@@ -30,6 +30,8 @@ Layout = Literal["ldm", "diffusers"]
 _PLACE = "danqing.place."
 """In leftover.safetensors' metadata: where the single file had a text encoder."""
 
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -169,12 +171,27 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
 def _vocabularies(checkpoint: Checkpoint) -> dict[str, str]:
     """Metadata for vocabularies that are not CLIP's, which every program has."""
     found = {}
-    for encoder in checkpoint.family.text_encoders:
-        own = checkpoint.tokenizers.get(encoder.name)
-        if own is not None and encoder.config.vocabulary != CLIPTextConfig.vocabulary:
-            texts = own if isinstance(own, Mapping) else {path.name: path.read_text("utf-8") for path in own.iterdir()}
-            found[TOKENIZER_KEY + encoder.name] = json.dumps(dict(sorted(texts.items())), ensure_ascii=False)
+    for encoder, own in checkpoint.tokenizers.items():
+        texts = own if isinstance(own, Mapping) else _texts(own)
+        if not _is_clips(texts):
+            found[TOKENIZER_KEY + encoder] = json.dumps(texts, ensure_ascii=False)
     return found
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    paths = [folder / name for name in _TOKENIZER_FILES]
+    return {path.name: path.read_text("utf-8") for path in paths if path.is_file()}
+
+
+def _is_clips(texts: Mapping[str, str]) -> bool:
+    """Told by the number of words; a text that cannot be read is kept as it is."""
+    try:
+        if "vocab.json" in texts:
+            return len(json.loads(texts["vocab.json"])) == CLIPTextConfig.vocabulary
+        words = json.loads(texts["tokenizer.json"])["model"]["vocab"]
+        return len(words) == CLIPTextConfig.vocabulary
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 # --- ldm --------------------------------------------------------------------------------------------------------------
