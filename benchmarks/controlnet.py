@@ -9,12 +9,11 @@ ratio (ours / theirs; below 1 is faster) are printed. The hint is embedded once 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 
 import torch
 from diffusers import ControlNetModel
-from step import DTYPES, REFERENCE, timed
+from step import DTYPES, REFERENCE, compare
 
 from danqing.families import FAMILIES
 from danqing.models.controlnet import ControlNet, ControlNetConfig
@@ -58,23 +57,6 @@ def calls(family: str, dtype: torch.dtype, size: int) -> tuple[Call, Call]:
     )
 
 
-@torch.no_grad()
-def measure(family: str, dtype: str, runs: int, size: int) -> None:
-    mine, reference = calls(family, DTYPES[dtype], size)
-    found, wanted = mine().float(), reference().float()  # these warm both up
-    gap = float((found - wanted).norm() / wanted.norm())
-    ours, theirs = [], []
-    for _ in range(runs):
-        ours.append(timed(mine))
-        theirs.append(timed(reference))
-    a, b = statistics.median(ours), statistics.median(theirs)
-    print(
-        f"ControlNet {family} {dtype} {size}x{size}, {torch.get_num_threads()} threads, median of {runs}: "
-        f"danqing {a:.2f} s (spread {max(ours) - min(ours):.2f}), "
-        f"diffusers {b:.2f} s (spread {max(theirs) - min(theirs):.2f}), ratio {a / b:.2f}; outputs differ by {gap:.1e}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=[*DTYPES], default="fp32")
@@ -82,7 +64,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--size", type=int, help="pixels along each side; the family's default unless given")
     options = parser.parse_args()
-    measure(options.family, options.dtype, options.runs, options.size or FAMILIES[options.family].defaults.width)
+    size = options.size or FAMILIES[options.family].defaults.width
+    name = f"ControlNet {options.family} {options.dtype} {size}x{size}"
+    compare(name, *calls(options.family, DTYPES[options.dtype], size), options.runs)
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ def timed(call: Callable[[], torch.Tensor]) -> float:
 
 
 @torch.no_grad()
-def measure(family: str, dtype: str, runs: int, size: int) -> None:
-    mine, reference = calls(family, DTYPES[dtype], size)
+def compare(name: str, mine: Callable[[], torch.Tensor], reference: Callable[[], torch.Tensor], runs: int) -> None:
+    """Time both in turns, and print."""
     found, wanted = mine().float(), reference().float()  # these warm both up
     gap = float((found - wanted).norm() / wanted.norm())
     ours, theirs = [], []
@@ -97,7 +97,7 @@ def measure(family: str, dtype: str, runs: int, size: int) -> None:
         theirs.append(timed(reference))
     a, b = statistics.median(ours), statistics.median(theirs)
     print(
-        f"{family} {dtype} {size}x{size}, {torch.get_num_threads()} threads, median of {runs}: "
+        f"{name}, {torch.get_num_threads()} threads, median of {runs}: "
         f"danqing {a:.2f} s (spread {max(ours) - min(ours):.2f}), "
         f"diffusers {b:.2f} s (spread {max(theirs) - min(theirs):.2f}), ratio {a / b:.2f}; outputs differ by {gap:.1e}",
         flush=True,
@@ -111,8 +111,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--size", type=int, help="pixels along each side; the family's default unless given")
     options = parser.parse_args()
+    size = options.size or FAMILIES[options.family].defaults.width
     for dtype in DTYPES if options.dtype == "all" else [options.dtype]:
-        measure(options.family, dtype, options.runs, options.size or FAMILIES[options.family].defaults.width)
+        mine, reference = calls(options.family, DTYPES[dtype], size)
+        compare(f"{options.family} {dtype} {size}x{size}", mine, reference, options.runs)
+        del mine, reference
         gc.collect()
 
 

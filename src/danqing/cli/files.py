@@ -22,19 +22,30 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    files: Annotated[list[Path], typer.Argument(help="model files, or diffusers folders", show_default=False)],
+    files: Annotated[
+        list[str], typer.Argument(help="model files, diffusers folders, names of models", show_default=False)
+    ],
     hashes: Annotated[bool, typer.Option("--hashes", help="also read the whole file for its hashes")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     from danqing.checkpoints.inspect import inspect as look
 
-    reports = [look(path, with_hashes=hashes) for path in files]
+    reports = [look(_path(text), with_hashes=hashes) for text in files]
     if as_json:
         typer.echo(json.dumps([report.as_dict() for report in reports], ensure_ascii=False, indent=2))
     else:
         typer.echo("\n\n".join("\n".join(_lines(report.as_dict())) for report in reports))
     if not all(report.ok for report in reports):
         raise typer.Exit(2)
+
+
+def _path(text: str) -> Path:
+    """What lies there, sound or not; else the model of that name."""
+    from danqing.library.names import find
+    from danqing.library.settings import load_settings
+
+    path = Path(text).expanduser()
+    return path if path.exists() else find(text, None, load_settings()).path
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
@@ -57,7 +68,9 @@ def _short(text: str) -> str:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="checkpoint file or diffusers folder", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="checkpoint file, diffusers folder, name of a model", show_default=False)
+    ],
     target: Annotated[Path, typer.Argument(help="new .safetensors, .ckpt, or folder", show_default=False)],
     layout: Annotated[
         str | None, typer.Option("--layout", metavar="ldm|diffusers", help="unset: by the target's suffix")
@@ -77,8 +90,9 @@ def convert(
 
     chosen = None if layout is None else choose("layout", layout, get_args(Layout))
     done = write(
-        source, target, layout=chosen, half=half, prediction_type=prediction_type, vae=vae, ema=ema, variant=variant
-    )
+        _path(source), target,
+        layout=chosen, half=half, prediction_type=prediction_type, vae=vae, ema=ema, variant=variant,
+    )  # fmt: skip
     typer.echo(f"wrote {done.target}: {done.family}, {done.layout}, {done.tensors} tensors, {done.bytes / 1e6:.1f} MB")
     for note in done.notes:
         say(note)

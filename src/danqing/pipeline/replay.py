@@ -96,22 +96,16 @@ def _with_pictures(path: Path, told: Told, given: Mapping[str, str | Path]) -> P
             changes[field] = str(given[field])
         elif isinstance(source, Reference):
             changes[field] = _beside(path, source, field)
-    regions = getattr(request, "regions", ())
-    if any(isinstance(region.mask, Reference) for region in regions):
-        changes["regions"] = tuple(
-            region.model_copy(update={"mask": _beside(path, region.mask, "a region's mask")})
-            if isinstance(region.mask, Reference)
-            else region
-            for region in regions
-        )
-    controls = getattr(request, "controls", ())
-    if any(isinstance(unit.image, Reference) for unit in controls):
-        changes["controls"] = tuple(
-            unit.model_copy(update={"image": _beside(path, unit.image, "a control's image")})
-            if isinstance(unit.image, Reference)
-            else unit
-            for unit in controls
-        )
+    for field, picture, words in (("regions", "mask", "a region's mask"), ("controls", "image", "a control's image")):
+        parts = getattr(request, field, ())
+        sources = {
+            place: source for place, part in enumerate(parts) if isinstance(source := getattr(part, picture), Reference)
+        }
+        if sources:
+            changes[field] = tuple(
+                part.model_copy(update={picture: _beside(path, sources[place], words)}) if place in sources else part
+                for place, part in enumerate(parts)
+            )
     return request.model_copy(update=changes)
 
 
