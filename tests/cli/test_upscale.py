@@ -8,6 +8,10 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from danqing.checkpoints.hashes import sha256
+from danqing.metadata.files import read_picture
+from danqing.metadata.read import tell
+from danqing.requests import Reference
 from spandrels import import_spandrel
 
 
@@ -130,3 +134,16 @@ def test_nothing_there(run, tmp_path: Path) -> None:
     assert "no such picture or folder" in run("upscale", tmp_path / "nothing.png").err
     (tmp_path / "empty").mkdir()
     assert "no pictures in this folder" in run("upscale", tmp_path / "empty").err
+
+
+def test_a_picture_made_with_an_upscaler_and_a_refiner_tells_both_files(run, models: Path, network: Path) -> None:
+    steps = ("--steps", 2, "--size", "64x64", "--seed", 5, "--hr-second-pass-steps", 1)
+    large = ("--enable-hr", "yes", "--hr-scale", 1.5, "--hr-upscaler", network)
+    refined = ("--refiner-checkpoint", models / "tiny.safetensors", "--refiner-switch-at", 0.5)
+    answer = run("txt2img", "x", *steps, *large, *refined, "--model", models / "tiny.safetensors", "-o", "x.png")
+    assert answer.code == 0, answer
+    others = tell(read_picture(Path("x.png"))).others
+    assert others["hr_upscaler"] == Reference(name=network.name, sha256=sha256(network))
+    assert others["refiner_checkpoint"] == Reference(name="tiny", sha256=sha256(models / "tiny.safetensors"))
+    again = run("replay", "x.png", "-o", "again.png")
+    assert "identical" in again.out, again
