@@ -7,8 +7,9 @@ diffusers' module paths: `conv_in`, `down_blocks.1.resnets.0`, `down_blocks.1.do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -48,3 +49,58 @@ class Patches:
     """By attention layer (`...attn1`, `...attn2`)."""
     blocks: Mapping[str, BlockPatch] = field(default_factory=dict)
     """By block (`down_blocks.N`, `mid_block`, `up_blocks.N`, `...transformer_blocks.N`)."""
+
+
+def stacked(parts: Iterable[Patches | None]) -> Patches | None:
+    """Several changes to one call as one; None where there is none.
+
+    What is added adds up. Of two that take the place of the same thing the later is given the earlier as what it stands
+    around; skips go through the earlier first.
+    """
+    found = [part for part in parts if part is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    return Patches(
+        residuals=_merged([part.residuals for part in found], lambda a, b: a + b),
+        skips=_merged([part.skips for part in found], lambda a, b: a + b),
+        skip_scale=_merged([part.skip_scale for part in found], lambda a, b: partial(_both_skips, a, b)),
+        attention=_merged([part.attention for part in found], around),
+        blocks=_merged([part.blocks for part in found], lambda a, b: partial(_both_blocks, a, b)),
+    )
+
+
+def around(inner: AttentionPatch, outer: AttentionPatch) -> AttentionPatch:
+    """One attention patch about another: `outer` is given `inner` as its plain attention."""
+    return partial(_both_attentions, inner, outer)
+
+
+def _merged(tables: Iterable[Mapping[str, Any]], join: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for table in tables:
+        for name, value in table.items():
+            merged[name] = join(merged[name], value) if name in merged else value
+    return merged
+
+
+def _both_skips(first: SkipPatch, second: SkipPatch, hidden: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+    return second(*first(hidden, skip))
+
+
+def _both_blocks(inner: BlockPatch, outer: BlockPatch, run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return outer(lambda *given: inner(run, given), arguments)
+
+
+def _both_attentions(
+    inner: AttentionPatch,
+    outer: AttentionPatch,
+    plain: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hidden: Tensor,
+    context: Tensor,
+) -> Tensor:
+    def within(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return inner(plain, query, key, value, hidden, context)
+
+    return outer(within, query, key, value, hidden, context)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from danqing.families import At, Model, Process
 from danqing.models.conditioning import Conditioning
-from danqing.models.patches import Patches
+from danqing.models.patches import Patches, stacked
 from danqing.models.weights import ByStep
 from danqing.runtime.numerics import guarded
 from danqing.sampling.types import Predict
@@ -20,6 +20,17 @@ from danqing.vocabulary import Dialect
 PatchSource = Callable[[Tensor, Tensor, At, Conditioning], Patches | None]
 """(what the network is given (N, C', H, W), the step that it is told (1,), at, its conditioning with N rows) -> what to
 change in this call."""
+
+
+def together(sources: Sequence[PatchSource]) -> PatchSource | None:
+    """Several sources as one, for `predictor(patches=...)`: the later stands around the earlier (`patches.stacked`)."""
+    if len(sources) < 2:
+        return sources[0] if sources else None
+
+    def source(scaled: Tensor, told: Tensor, at: At, conditioning: Conditioning) -> Patches | None:
+        return stacked(each(scaled, told, at, conditioning) for each in sources)
+
+    return source
 
 
 def predictor(
