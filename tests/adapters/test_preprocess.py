@@ -45,32 +45,31 @@ def test_every_one_does_something(name: str) -> None:
     assert made.std() > 5
 
 
-@pytest.mark.parametrize(("low", "high"), [(100, 200), (30, 60), (50.7, 300.2), (0, 0)])
-def test_canny_is_opencv_s(low: float, high: float) -> None:
-    cv2 = pytest.importorskip("cv2")
-    expected = cv2.Canny(np.asarray(drawing()), low, high)
-    assert 0.01 < (expected > 0).mean() < 0.9
-    np.testing.assert_array_equal(array(preprocess.canny(drawing(), low, high))[..., 0], expected)
+def test_canny_has_fewer_edges_at_higher_thresholds() -> None:
+    made = [array(preprocess.canny(drawing(), low, high))[..., 0] for low, high in ((30, 60), (100, 200), (300, 600))]
+    counts = [(edges > 0).sum() for edges in made]
+    assert counts[0] > counts[1] > counts[2] > 0
+    assert set(np.unique(made[1])) == {0, 255}
+    with pytest.raises(DanqingError, match="should rise"):
+        preprocess.canny(drawing(), 200, 100)
 
 
-@pytest.mark.parametrize("sigma", [0.5, 5.0, 9.0])
-def test_blur_is_opencv_s(sigma: float) -> None:
-    cv2 = pytest.importorskip("cv2")
-    expected = cv2.GaussianBlur(np.asarray(drawing()).astype(np.float32), (0, 0), sigma)
-    assert np.abs(array(preprocess.blur(drawing(), sigma)) - expected).max() <= 1
+def test_blur_keeps_brightness_and_loses_detail() -> None:
+    first, more = (array(preprocess.blur(drawing(), sigma)) for sigma in (1, 9))
+    assert array(drawing()).std() > first.std() > more.std()
+    assert abs(first.mean() - array(drawing()).mean()) < 2
 
 
-def test_luminance_is_opencv_s() -> None:
-    cv2 = pytest.importorskip("cv2")
-    expected = cv2.cvtColor(np.asarray(drawing()), cv2.COLOR_RGB2LAB)[..., 0].astype(np.int32)
-    assert np.abs(array(preprocess.luminance(drawing()))[..., 0] - expected).max() <= 1
+def test_luminance_and_intensity_of_known_colours() -> None:
+    colours = Image.fromarray(np.array([[(0, 0, 0), (255, 255, 255), (255, 0, 0), (119, 119, 119)]], dtype=np.uint8))
+    found = array(preprocess.luminance(colours))[0, :, 0]
+    assert np.abs(found - [0, 255, 135.8, 127.6]).max() <= 1  # L* is 53.24 of red, 50.03 of 119
+    assert array(preprocess.intensity(colours))[0, :, 0].tolist() == [0, 255, 255, 119]
 
 
-def test_otsu_is_opencv_s() -> None:
-    cv2 = pytest.importorskip("cv2")
-    grey = np.asarray(drawing().convert("L"))
-    _, expected = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    np.testing.assert_array_equal(array(preprocess.threshold(drawing()))[..., 0], expected)
+def test_threshold_finds_its_level() -> None:
+    grey = Image.fromarray(np.array([[10, 20, 30, 40, 180, 190, 200, 210]], dtype=np.uint8))
+    assert array(preprocess.threshold(grey))[0, :, 0].tolist() == [0, 0, 0, 0, 255, 255, 255, 255]
 
 
 def test_threshold_at_a_level() -> None:

@@ -1,6 +1,6 @@
-"""What is made of a picture before a ControlNet is shown it: functions picture -> picture, which need no weights.
+"""What is made of a picture before a ControlNet is shown it: functions picture -> picture, most of them by OpenCV.
 
-Soft edges alone do: HED's file is read by `load_preprocessor`.
+Soft edges alone need weights: HED's file is read by `load_preprocessor`.
 
 Formulas and defaults are those by which the published networks were trained or are shown pictures: lllyasviel's
 ControlNet (`annotator/`) and Mikubill's sd-webui-controlnet (`processor.py`), whose names `PREPROCESSORS` knows.
@@ -8,10 +8,10 @@ ControlNet (`annotator/`) and Mikubill's sd-webui-controlnet (`processor.py`), w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -60,24 +60,8 @@ def _picture(pixels: NDArray[np.float32 | np.bool_]) -> Image.Image:
 
 
 def _gaussian(pixels: Pixels, sigma: float) -> Pixels:
-    """Blurred (Gaussian out to four sigma, edges mirrored); (H, W, C) -> (H, W, C)."""
-    reach = max(math.ceil(4 * sigma), 1)
-    kernel = torch.exp(-(torch.arange(-reach, reach + 1, dtype=torch.float32) ** 2) / (2 * sigma**2))
-    kernel /= kernel.sum()
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[:, None]
-    for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
-        pad = (0, 0, reach, reach) if shape[2] == -1 else (reach, reach, 0, 0)
-        x = F.conv2d(_mirrored(x, pad), kernel.view(shape))
-    return x[:, 0].permute(1, 2, 0).numpy()
-
-
-def _mirrored(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
-    """Mirrored at the edges, which are not doubled; a picture smaller than `pad` is mirrored again and again."""
-    for axis, (before, after) in ((-1, pad[:2]), (-2, pad[2:])):
-        length = x.shape[axis]
-        place = torch.arange(-before, length + after).abs() % max(2 * length - 2, 1)
-        x = x.index_select(axis, torch.minimum(place, (2 * length - 2 - place).abs()) if length > 1 else place * 0)
-    return x
+    """Blurred, sigma in pixels; edges mirrored."""
+    return cv2.GaussianBlur(pixels, (0, 0), sigma).reshape(pixels.shape)
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------
@@ -86,56 +70,12 @@ def _mirrored(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
 def canny(picture: Image.Image, low: float = 100, high: float = 200) -> Image.Image:
     """Edges, white on black (Canny 1986): those steeper than `high`, and what continues them above `low`.
 
-    low, high: of a gradient as Sobel's 3x3 kernels measure it, |dx| + |dy|, from 0 to 2040. The same pixels as OpenCV's
-    `Canny`; of the three colours the steepest counts.
+    low, high: of a gradient as Sobel's 3x3 kernels measure it, |dx| + |dy|, from 0 to 2040; of the three colours the
+    steepest counts. Raises DanqingError where they do not rise from 0.
     """
     if not 0 <= low <= high:
         raise DanqingError(f"canny: the thresholds {low:g} and {high:g} should rise from 0")
-    x = np.pad(_pixels(picture).astype(np.int32), ((1, 1), (1, 1), (0, 0)), mode="edge")
-    dx = _smooth(x[:, 2:] - x[:, :-2], 0)
-    dy = _smooth(x[2:] - x[:-2], 1)
-    best = (np.abs(dx) + np.abs(dy)).argmax(-1)[..., None]
-    dx, dy = (np.take_along_axis(d, best, -1)[..., 0] for d in (dx, dy))
-    steep = np.abs(dx) + np.abs(dy)
-    around = np.pad(steep, 1)
-
-    def near(down: int, right: int) -> NDArray[np.int32]:
-        return around[1 + down : around.shape[0] - 1 + down, 1 + right : around.shape[1] - 1 + right]
-
-    across = np.abs(dx).astype(np.int64)
-    rise, flat = np.abs(dy).astype(np.int64) << 15, across * 13573  # the tangent of 22.5 degrees in 15 bits
-    level, upright = rise < flat, rise > flat + (across << 16)
-    falls = (dx ^ dy) < 0
-    ridge = np.where(
-        level,
-        (steep > near(0, -1)) & (steep >= near(0, 1)),
-        np.where(
-            upright,
-            (steep > near(-1, 0)) & (steep >= near(1, 0)),
-            np.where(
-                falls, (steep > near(-1, 1)) & (steep > near(1, -1)), (steep > near(-1, -1)) & (steep > near(1, 1))
-            ),
-        ),
-    )
-    ridge &= steep > math.floor(low)
-    return _picture(_connected(ridge & (steep > math.floor(high)), ridge))
-
-
-def _smooth(x: NDArray[np.int32], axis: int) -> NDArray[np.int32]:
-    """Sobel's 1, 2, 1 along `axis`, two shorter."""
-    first, middle, last = (np.take(x, range(i, x.shape[axis] - 2 + i), axis) for i in range(3))
-    return first + 2 * middle + last
-
-
-def _connected(seeds: NDArray[np.bool_], area: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What of `area` hangs together with `seeds`, over corners too."""
-    found = seeds
-    while True:
-        grown = torch.from_numpy(found)[None, None].float()
-        more = (F.max_pool2d(grown, 3, stride=1, padding=1)[0, 0] > 0).numpy() & area
-        if (more == found).all():
-            return found
-        found = more
+    return _picture(cv2.Canny(_pixels(picture).astype(np.uint8), low, high) > 0)
 
 
 def scribble(picture: Image.Image, threshold: float = 32) -> Image.Image:
@@ -160,19 +100,8 @@ def invert(picture: Image.Image) -> Image.Image:
 
 def threshold(picture: Image.Image, level: int | None = None) -> Image.Image:
     """Black and white by brightness: white above `level`, from 0 to 255; None finds it (Otsu 1979). For QR codes."""
-    grey = np.asarray(picture.convert("L"))
-    return _picture(grey > (_otsu(grey) if level is None else level))
-
-
-def _otsu(grey: NDArray[np.uint8]) -> int:
-    """The level that parts the brightnesses into two groups of the least variance within."""
-    counts = np.bincount(grey.ravel(), minlength=256).astype(np.float64)
-    below = counts.cumsum()
-    above = below[-1] - below
-    sums = (counts * np.arange(256)).cumsum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        apart = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return int(np.nan_to_num(apart).argmax())
+    way = cv2.THRESH_BINARY | (cv2.THRESH_OTSU if level is None else 0)
+    return _picture(cv2.threshold(np.asarray(picture.convert("L")), level or 0, 255, way)[1] > 0)
 
 
 # --- colours and places -----------------------------------------------------------------------------------------------
@@ -185,11 +114,8 @@ def brightness(picture: Image.Image) -> Image.Image:
 
 def luminance(picture: Image.Image, gamma: float = 1.0) -> Image.Image:
     """The perceived lightness L* of CIELAB alone: what recolouring networks keep."""
-    linear = _pixels(picture) / 255
-    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
-    y = linear @ np.array([0.212671, 0.715160, 0.072169], dtype=np.float32)
-    lightness = np.where(y > (6 / 29) ** 3, 1.16 * np.cbrt(y) - 0.16, y * 9.03296296)
-    return _picture(np.round(np.clip(lightness, 0, 1) ** gamma * 255).astype(np.float32))
+    lightness = cv2.cvtColor(_pixels(picture) / 255, cv2.COLOR_RGB2LAB)[..., 0] / 100
+    return _picture(np.round(np.clip(lightness, 0, 1) ** gamma * 255))
 
 
 def intensity(picture: Image.Image, gamma: float = 1.0) -> Image.Image:

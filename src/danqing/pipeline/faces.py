@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -194,13 +195,9 @@ def load_face_detector(name: str | Path, *, threshold: float = 0.6, settings: Se
     """YuNet (Wu et al. 2023) from its .onnx file, by path or name, through OpenCV; ONNX files hold no code.
 
     OpenCV's model zoo gives the file (face_detection_yunet_2023mar.onnx, MIT). `threshold` in [0, 1] is how sure it
-    has to be. Raises DanqingError for an unknown name, another file, or OpenCV missing.
+    has to be. Raises DanqingError for an unknown name or another file.
     """
     path = find(str(name), "face_detector", settings or load_settings()).path
-    try:
-        import cv2
-    except ImportError as error:
-        raise DanqingError(f"finding faces needs the extra [face]: pip install 'danqing[face]' ({error})") from None
     try:
         network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), threshold, 0.3, 5000)
     except cv2.error as error:
