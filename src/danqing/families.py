@@ -416,6 +416,8 @@ class Model:
     path: str | None = None
     vae_path: str | None = None
     """Where the autoencoder comes from, if not from the checkpoint itself."""
+    embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Words that stand for vectors in prompts (textual inversion): word -> component name -> (n, C) float32."""
 
     @property
     def process(self) -> Process:

@@ -13,10 +13,13 @@ import transformers
 from diffusers import StableDiffusionPipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig as ReferenceConfig
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from danqing.adapters.embedding import read as read_embedding
+from danqing.adapters.embedding import with_embeddings
 from danqing.families import FAMILIES, Family, Model
 from danqing.models.clip import CLIPText, CLIPTextConfig
 from danqing.prompts.chunks import chunks
@@ -238,6 +241,51 @@ def test_encode_prompt(
     prompt = understand(text, 20, dialect="diffusers")
     (found,) = conditionings(model, prompt, emphasis="none", clip_skip=skip, dialect="diffusers")
     parity(f"prompt encoding, {model.family.title}", f"{DIFFUSERS} encode_prompt", error(found.context, wanted), BOUND)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_textual_inversion(name: str, reference_tokenizer: CLIPTokenizer, tmp_path: Path, parity: Parity) -> None:
+    """Three vectors from AUTOMATIC1111's file (SDXL: of both towers), the words around them, and an end that is cut."""
+    model, references = towers(name)
+    vectors = {e.name: torch.randn(3, e.config.width) for e in model.family.text_encoders}
+    base: dict[str, Any] = {"vae": None, "unet": None, "scheduler": None}
+    if name == "sdxl":
+        pipeline = StableDiffusionXLPipeline(
+            text_encoder=references["text_encoder"],
+            text_encoder_2=references["text_encoder_2"],
+            tokenizer=with_pad(reference_tokenizer, 49407),
+            tokenizer_2=with_pad(reference_tokenizer, 0),
+            add_watermarker=False,
+            **base,
+        )
+        path = tmp_path / "toy.safetensors"
+        save_file({"clip_l": vectors["text_encoder"], "clip_g": vectors["text_encoder_2"]}, path)
+        for tower, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+            parts = {"text_encoder": getattr(pipeline, tower), "tokenizer": getattr(pipeline, tokenizer)}
+            pipeline.load_textual_inversion({"<toy>": vectors[tower]}, **parts)
+    else:
+        (encoder,) = model.family.text_encoders
+        pipeline = StableDiffusionPipeline(
+            text_encoder=references["text_encoder"],
+            tokenizer=with_pad(reference_tokenizer, encoder.pad_token),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **base,
+        )
+        path = tmp_path / "toy.pt"
+        torch.save({"string_to_param": {"*": vectors["text_encoder"]}, "name": "toy"}, path)
+        pipeline.load_textual_inversion(str(tmp_path), weight_name="toy.pt", token="<toy>", use_safetensors=False)
+    speaking = with_embeddings(model, [read_embedding(path, model.family, "<toy>")])
+    for text in ("a photo of <toy> on a table", "cat " * 73 + "<toy>"):
+        wanted = pipeline.encode_prompt(text, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[
+            0
+        ]
+        options: dict[str, Any] = {"emphasis": "none", "dialect": "diffusers", "sizes": SIZES}
+        (found,) = conditionings(speaking, understand(text, 20, dialect="diffusers"), **options)
+        subject, reference = f"textual inversion, {model.family.title}", f"{DIFFUSERS} load_textual_inversion"
+        parity(subject, reference, error(found.context, wanted), BOUND)
 
 
 @torch.no_grad()

@@ -26,15 +26,41 @@ def prompt(
 ) -> None:
     from dataclasses import asdict
 
+    from danqing.cli.show import say
     from danqing.families import find_family
+    from danqing.pipeline.embeddings import find_embeddings, load_embeddings
     from danqing.prompts.explain import explain, render
-    from danqing.vocabulary import DIALECT_EMPHASIS, DIALECTS, EMPHASES, choose
+    from danqing.prompts.grammar import understand
+    from danqing.prompts.tokenizer import clip
+    from danqing.vocabulary import DIALECT_EMPHASIS, DIALECTS, EMPHASES, Dialect, choose
 
     chosen = DIALECTS if dialect is None else (choose("dialect", dialect, DIALECTS),)
     mode = None if emphasis is None else choose("emphasis", emphasis, EMPHASES)
     row = find_family(family)
+    told: list[str] = []
+
+    def note(line: str) -> None:
+        if line not in told:
+            told.append(line)
+            say(line)
+
+    def words(name: Dialect) -> dict[str, int]:
+        found = find_embeddings([understand(text, steps, dialect=name)], clip, name, mode)
+        for problem in found.problems:
+            note(problem)
+        return {embedding.name: embedding.count for embedding in load_embeddings(found.files, row, note)}
+
     explanations = [
-        explain(text, row, steps, name, sampler, emphasis=mode or DIALECT_EMPHASIS[name], negative=negative)
+        explain(
+            text,
+            row,
+            steps,
+            name,
+            sampler,
+            emphasis=mode or DIALECT_EMPHASIS[name],
+            negative=negative,
+            words=words(name),
+        )
         for name in chosen
     ]
     if as_json:

@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
 from danqing.errors import DanqingError
+from danqing.metadata import network_text
 from danqing.metadata.control_text import KEY, control_pairs, read_controls
 from danqing.metadata.told import UNRECORDED, Told, build, load_json, load_object
 from danqing.requests import REQUESTS, ImageToImage, Kind, Masked, Painting, Reference, ResolvedRequest, TextToImage
@@ -183,19 +184,23 @@ def _tiling(resolved: ResolvedRequest) -> str | None:
     return {"both": "True", "none": None}.get(tiling, tiling)
 
 
-def _loras(resolved: ResolvedRequest) -> str | None:
-    """AUTOMATIC1111's short hash of a LoRA has 12 digits."""
-    rows = [
-        f"{name.removeprefix('lora:')}: {reference.autov3[:12]}"
-        for name, reference in resolved.others.items()
-        if name.startswith("lora:") and reference.autov3
-    ]
-    return ", ".join(rows) or None
+def _hashes(key: str, kind: str, digest: Literal["sha256", "autov3"]) -> Entry:
+    """The files of a kind with AUTOMATIC1111's short hashes of them, which have 12 digits: `name: 0123456789ab, ...`."""
+
+    def write(resolved: ResolvedRequest) -> str | None:
+        named = [(name, getattr(file, digest)) for name, file in resolved.others.items() if name.startswith(f"{kind}:")]
+        rows = [f"{_plain(name.partition(':')[2])}: {value[:12]}" for name, value in named if value]
+        return ", ".join(rows) or None
+
+    def read(text: str) -> Fields:
+        rows = re.findall(r"(\S[^,]*?): ([0-9a-f]{6,64})(?:, |,?$)", text)
+        return {"others": {f"{kind}:{name}": {"name": name, digest: value} for name, value in rows}}
+
+    return Entry(key, write, read)
 
 
-def _read_loras(text: str) -> Fields:
-    rows = re.findall(r"(\S[^,]*?): ([0-9a-f]{6,64})(?:, |,?$)", text)
-    return {"others": {f"lora:{name}": {"name": name, "autov3": digest} for name, digest in rows}}
+def _plain(name: str) -> str:
+    return name.replace(":", "").replace(",", "")
 
 
 def _thresholding(part: str) -> Callable[[ResolvedRequest], object]:
@@ -353,6 +358,8 @@ ENTRIES: tuple[Entry, ...] = (
         ("clip_skip",),
     ),
     _field("ENSD", "eta_noise_seed_delta"),
+    Entry(network_text.RATIO, lambda resolved: network_text.ratio(resolved.request), lambda text: {}),
+    Entry(network_text.RATIO_HR, lambda resolved: network_text.ratio_hr(resolved.request), lambda text: {}),
     Entry("Init image hash", _init_image, lambda text: {"image": {"name": "", "md5": text}}),
     Entry(
         "RNG",
@@ -395,7 +402,8 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("Hires upscaler", _upscaler, lambda text: {"hr_upscaler": text}, ("hr_upscaler",)),
     _model("Refiner", "refiner_checkpoint"),
     _field("Refiner switch at", "refiner_switch_at"),
-    Entry("Lora hashes", _loras, _read_loras),
+    _hashes("Lora hashes", "lora", "autov3"),
+    _hashes("TI hashes", "embedding", "sha256"),
     Entry("Emphasis", _emphasis, lambda text: {"emphasis": text}, ("emphasis",)),
     _field("Eta", "eta"),
     Entry("Eta DDIM", lambda resolved: None, lambda text: {"eta": text}),
@@ -430,8 +438,9 @@ def _by_scale(request: Painting) -> bool:
     return isinstance(request, TextToImage) and request.enable_hr and not (request.hr_resize_x or request.hr_resize_y)
 
 
-ELSEWHERE = ("prompt", "negative_prompt", "batch_size", "n_iter", "model", "vae")
-"""Fields that no pair speaks for: the prompts stand above, a picture is alone, models are told by name and hash."""
+ELSEWHERE = ("prompt", "negative_prompt", "batch_size", "n_iter", "model", "vae", *network_text.FIELDS)
+"""Fields that no entry speaks for: the prompts stand above, a picture is alone, models are told by name and hash; what
+acts inside the network has pairs of its own."""
 
 
 def _own(name: str, annotation: object) -> Entry:
@@ -483,7 +492,7 @@ def infotext(resolved: ResolvedRequest, more: Mapping[str, str] | None = None) -
     """Prompt, negative prompt and parameters in AUTOMATIC1111's three-part form; `more` pairs stand before the last."""
     request = resolved.request
     pairs = [(entry.key, entry.write(resolved)) for entry in (*ENTRIES, *OWN_ENTRIES)]
-    pairs += [*control_pairs(resolved), *(more or {}).items(), ("Version", VERSION + __version__)]
+    pairs += [*network_text.network_pairs(request), *control_pairs(resolved), *(more or {}).items(), ("Version", VERSION + __version__)]
     line = ", ".join(f"{key}: {quote(value)}" for key, value in pairs if value is not None)
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return f"{request.prompt}{negative}\n{line}".strip()
@@ -524,10 +533,11 @@ def read_infotext(text: str) -> Told:
     for key, value in pairs.items():
         if key in entries:
             _merge(fields, entries[key].read(value))
-        elif key not in _UNIMPORTANT and not KEY.fullmatch(key):
+        elif key not in _UNIMPORTANT and key not in network_text.KEYS and not KEY.fullmatch(key):
             notes.append(f"'{key}: {value[:60]}' has no counterpart here and is left out")
     if not own and (controls := read_controls(pairs, notes)):
         fields["controls"] = controls
+    fields |= network_text.read_network(pairs, notes)
     notes += sorted(_more_of_tiles(pairs.get("Tiled Diffusion", "")))
     kind = _kind(pairs)
     _fill(fields, pairs, kind, own)
@@ -545,7 +555,7 @@ def read_infotext(text: str) -> Told:
     )
 
 
-_UNIMPORTANT = ("Version", "User", "TI hashes", "Hashes", "Hypernet", "Hypernet strength",
+_UNIMPORTANT = ("Version", "User", "Hashes", "Hypernet", "Hypernet strength",
                 "Hypernet hash", "Template", "Negative Template", "Civitai resources", "Civitai metadata", "Script",
                 *(f"{part}{axis} {what}" for axis in "XYZ" for part, what in
                   (("", "Type"), ("", "Values"), ("Fixed ", "Values"))))  # fmt: skip

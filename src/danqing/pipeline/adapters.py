@@ -1,4 +1,4 @@
-"""The LoRAs that a prompt names: found, read, applied to the models that paint."""
+"""The LoRAs and embeddings that a request's prompts name: found, read, applied to the models that paint."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.library.names import find, known
 from danqing.library.settings import Settings, load_settings
+from danqing.pipeline.embeddings import speaking
 from danqing.pipeline.models import Say
 from danqing.pipeline.run import Studio
 from danqing.prompts.grammar import NetworkTag, understand
@@ -37,11 +38,11 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Dressed:
-    """What a painting is made with, after its LoRAs, and the files that took part."""
+    """What a painting is made with, after its adapters, and the files that took part."""
 
     studio: Studio
     references: Mapping[str, Reference] = field(default_factory=dict)
-    """By the record's key, `lora:NAME`."""
+    """By the record's key, `lora:NAME`, `embedding:NAME`."""
     paths: dict[str, str | None] = field(default_factory=dict)
 
 
@@ -108,11 +109,24 @@ def _alias(path: Path) -> str | None:
 
 
 def dress(request: Painting, studio: Studio) -> Dressed:
-    """The studio whose models wear the LoRAs of the request's prompt; those of a hires prompt hold in its pass.
+    """The studio whose models wear the adapters that the request's prompts name: embeddings in any of them, LoRAs in the
+    prompt; those of a hires prompt hold in its pass.
 
     A name that is no file's is told to `studio.note`, and the picture is painted without it. Raises DanqingError for
     a file that is damaged or made for another family, and for a tag that makes no sense.
     """
+    studio, embeddings = speaking(request, studio)
+    files = {f"embedding:{embedding.path.stem}": embedding.path for embedding in embeddings}
+    if embeddings:
+        words = tuple((embedding.name, str(embedding.path)) for embedding in embeddings)
+        studio = replace(studio, cache=studio.cache.setdefault(("embeddings", words), {}))
+    dressed = _with_loras(request, studio)
+    references = {key: Reference(name=path.stem) for key, path in files.items()}
+    paths = {key: str(path) for key, path in files.items()}
+    return Dressed(dressed.studio, {**references, **dressed.references}, {**paths, **dressed.paths})
+
+
+def _with_loras(request: Painting, studio: Studio) -> Dressed:
     steps = request.steps or studio.model.family.defaults.steps
     hires = (request.hr_prompt or "") if isinstance(request, TextToImage) and request.enable_hr else ""
     texts = (request.prompt, hires or request.prompt)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from danqing.prompts.grammar import BREAK, Piece, weigh
+from danqing.prompts.grammar import BREAK, Piece, Prompt, weigh
 from danqing.prompts.tokenizer import Tokenizer
 from danqing.vocabulary import Dialect, Emphasis
 
@@ -15,6 +17,13 @@ BACKTRACK = 20
 """AUTOMATIC1111's comma rule: at most so many tokens after a comma move to the next chunk with their word."""
 GROUP = 8
 """ComfyUI's rule: a stretch of one weight with fewer tokens than this is not cut at a chunk's edge."""
+FIRST_VECTOR = 1 << 24
+"""Ids from here on stand for vectors of embeddings; no vocabulary reaches as far."""
+CALL = "embedding:"
+"""What ComfyUI calls an embedding by: `embedding:name`."""
+
+Words = Mapping[str, int]
+"""What embeddings are called in prompts -> how many vectors each has. One that begins with `CALL` goes by that alone."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Run:
     """A stretch of tokens of one weight."""
 
     ids: tuple[int, ...]
-    """Ids from the vocabulary's size upwards stand for vectors that an adapter brings (textual inversion)."""
+    """Ids from `FIRST_VECTOR` upwards stand for vectors that an adapter brings (textual inversion)."""
     weight: float = 1.0
     whole: bool = False
     """Not to be cut at a chunk's edge: the vectors of one embedding."""
@@ -63,23 +72,125 @@ class Layout:
 
 
 def chunks(
-    text: str, tokenizer: Tokenizer, pad: int, dialect: Dialect = "danqing", emphasis: Emphasis = "original"
+    text: str,
+    tokenizer: Tokenizer,
+    pad: int,
+    dialect: Dialect = "danqing",
+    emphasis: Emphasis = "original",
+    words: Words | None = None,
 ) -> tuple[tuple[Chunk, ...], tuple[int, ...]]:
-    """(the chunks of a text, at least one; the ids that found no place). Only diffusers' dialect cuts."""
+    """(the chunks of a text, at least one; the ids that found no place). Only diffusers' dialect cuts.
+
+    `words` are embeddings: AUTOMATIC1111 and diffusers know them by their bare names, ComfyUI by `embedding:name`,
+    Danqing by both. One that `embedding:` calls and `words` lack is left out.
+    """
     layout = Layout(tokenizer.start, tokenizer.end, pad, tokenizer.comma)
-    pieces = (Piece(text, 1.0),) if emphasis == "none" else weigh(text, dialect)
-    knows_break = dialect in ("danqing", "a1111") and emphasis != "none"
-    runs = [
-        Run((), breaks=True)
-        if knows_break and piece == BREAK
-        else Run(tuple(tokenizer.encode(piece.text)), piece.weight)
-        for piece in pieces
-    ]
+    vectors = vector_ids(words or {})
+    names = _by_first_token(vectors, tokenizer) if dialect != "comfyui" else {}
+    runs: list[Run] = []
+    for piece in _pieces(text, dialect, emphasis):
+        if piece == BREAK and dialect in ("danqing", "a1111") and emphasis != "none":
+            runs.append(Run((), breaks=True))
+            continue
+        for plain, called in _calls(piece.text, dialect):
+            runs += _runs(tokenizer.encode(plain), names, piece.weight)
+            if found := vectors.get(CALL + called) or vectors.get(called):
+                runs.append(Run(tuple(found), piece.weight, whole=True))
     if dialect == "diffusers":
         tokens = [(token, run.weight) for run in runs for token in run.ids]
         return (layout.chunk(tokens[:LENGTH]),), tuple(token for token, _ in tokens[LENGTH:])
     wrap = wrap_by_group if dialect == "comfyui" else wrap_by_comma
     return wrap(runs, layout), ()
+
+
+def _pieces(text: str, dialect: Dialect, emphasis: Emphasis) -> tuple[Piece, ...]:
+    return (Piece(text, 1.0),) if emphasis == "none" else weigh(text, dialect)
+
+
+# --- embeddings -------------------------------------------------------------------------------------------------------
+
+_CALLED = re.compile(r"(?<!\S)embedding:(\S+?)(?=,*(?:\s|$))")
+"""At the beginning of a stretch of one weight, or behind a blank; commas behind it are text (comfy/sd1_clip.py)."""
+
+Names = Mapping[int, Sequence[tuple[tuple[int, ...], range]]]
+"""First token -> (a name's tokens, its vectors' ids), longest name first."""
+
+
+def vector_ids(words: Words) -> dict[str, range]:
+    """The ids that stand for each word's vectors."""
+    ids: dict[str, range] = {}
+    first = FIRST_VECTOR
+    for name, count in words.items():
+        ids[name] = range(first, first + count)
+        first += count
+    return ids
+
+
+def called(prompt: Prompt, dialect: Dialect, emphasis: Emphasis = "original") -> tuple[str, ...]:
+    """The names that `embedding:name` calls in a prompt, each once."""
+    texts = [segment.text for part in prompt.parts for segment in part.segments]
+    pieces = [piece for text in texts for piece in _pieces(text, dialect, emphasis)]
+    names = [name for piece in pieces for _, name in _calls(piece.text, dialect) if name]
+    return tuple(dict.fromkeys(names))
+
+
+def mentioned(
+    prompt: Prompt, tokenizer: Tokenizer, words: Words, dialect: Dialect, emphasis: Emphasis = "original"
+) -> tuple[str, ...]:
+    """Those of `words` that a prompt's tokens have in them, in the order of `words`."""
+    seen: set[int] = set()
+    for segment in (segment for part in prompt.parts for segment in part.segments):
+        made, cut = chunks(segment.text, tokenizer, 0, dialect, emphasis, words)
+        seen.update(cut, *(chunk.ids for chunk in made))
+    return tuple(name for name, ids in vector_ids(words).items() if not seen.isdisjoint(ids))
+
+
+def shown(tokens: Sequence[int], tokenizer: Tokenizer, words: Words) -> str:
+    """What tokens look like in a text; a vector as its word and its number."""
+    vectors = {
+        number: f"{name} {index}/{len(ids)}"
+        for name, ids in vector_ids(words).items()
+        for index, number in enumerate(ids, 1)
+    }
+    groups = groupby(tokens, key=vectors.get)
+    return " ".join(word if word is not None else tokenizer.text(group) for word, group in groups)
+
+
+def _calls(text: str, dialect: Dialect) -> Iterator[tuple[str, str]]:
+    """(text, the embedding called behind it; the last one empty)."""
+    done = 0
+    for match in _CALLED.finditer(text) if dialect in ("danqing", "comfyui") else ():
+        yield text[done : match.start()], match[1]
+        done = match.end()
+    yield text[done:], ""
+
+
+def _by_first_token(vectors: Mapping[str, range], tokenizer: Tokenizer) -> Names:
+    names: dict[int, list[tuple[tuple[int, ...], range]]] = {}
+    for name, ids in vectors.items():
+        tokens = () if name.startswith(CALL) else tuple(tokenizer.encode(name))
+        if tokens:
+            names.setdefault(tokens[0], []).append((tokens, ids))
+    return {first: sorted(found, key=lambda each: -len(each[0])) for first, found in names.items()}
+
+
+def _runs(tokens: Sequence[int], names: Names, weight: float) -> Iterator[Run]:
+    """A stretch of one weight cut where a name's tokens stand: AUTOMATIC1111's `find_embedding_at_position`."""
+    tokens = tuple(tokens)
+    begin = position = 0
+    while position < len(tokens):
+        for name, ids in names.get(tokens[position], ()):
+            if tokens[position : position + len(name)] == name:
+                yield Run(tokens[begin:position], weight)
+                yield Run(tuple(ids), weight, whole=True)
+                begin = position = position + len(name)
+                break
+        else:
+            position += 1
+    yield Run(tokens[begin:], weight)
+
+
+# --- chunks -----------------------------------------------------------------------------------------------------------
 
 
 def wrap_by_comma(runs: Sequence[Run], layout: Layout) -> tuple[Chunk, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from danqing.errors import DanqingError
 from danqing.families import Family, Model, TextEncoder
 from danqing.models.conditioning import Conditioning
-from danqing.prompts.chunks import Chunk, Layout, chunks
+from danqing.prompts.chunks import Chunk, Layout, Words, chunks, shown, vector_ids
 from danqing.prompts.grammar import Part, Prompt
 from danqing.prompts.tokenizer import Tokenizer, clip, from_folder, from_texts
 from danqing.vocabulary import Dialect, Emphasis
@@ -70,6 +70,7 @@ def conditionings(
     set of adapters. `say` is told what had to be cut (diffusers' dialect).
     An empty negative prompt is all zeros where the family wants that, but not in ComfyUI's dialect; diffusers'
     own rule is the same for a negative prompt that was never given.
+    `model.embeddings` stand for their words; one that `embedding:` calls and the model lacks is left out.
     Raises DanqingError if `clip_skip` reaches below a text encoder's layers.
     """
     if sizes is None and model.family.size_ids != "none":
@@ -107,7 +108,13 @@ def pad_to(branches: Sequence[Conditioning], length: int) -> tuple[Conditioning,
     return tuple(replace(branch, context=padded(branch.context)) for branch in branches)
 
 
-def _tokenizer(model: Model, encoder: TextEncoder) -> Tokenizer:
+def words_of(model: Model) -> dict[str, int]:
+    """What the model's embeddings are called -> how many vectors each has."""
+    return {name: len(next(iter(vectors.values()))) for name, vectors in model.embeddings.items()}
+
+
+def tokenizer_of(model: Model, encoder: TextEncoder) -> Tokenizer:
+    """The checkpoint's own, or CLIP's. Raises DanqingError where neither can be had."""
     own = model.tokenizers.get(encoder.name)
     if isinstance(own, Path):
         return from_folder(own)
@@ -132,6 +139,9 @@ class _Tower:
     layer: int
     """Index into the hidden states; -1 is the last."""
     cache: Cache
+    words: Words
+    vectors: Mapping[int, Tensor]
+    """What the ids of embeddings stand for, (C,) each."""
 
     @staticmethod
     def of(model: Model, encoder: TextEncoder, clip_skip: int | None, cache: Cache) -> _Tower:
@@ -143,9 +153,16 @@ class _Tower:
                 f"choose at most {encoder.config.layers + 1}"
             )
         if ("tokenizer", encoder.name) not in cache:
-            cache["tokenizer", encoder.name] = _tokenizer(model, encoder)
+            cache["tokenizer", encoder.name] = tokenizer_of(model, encoder)
         tokenizer = cache["tokenizer", encoder.name]
-        return _Tower(encoder, model.text_encoders[encoder.name], tokenizer, layer, cache)
+        words = words_of(model)
+        numbers = vector_ids(words)
+        vectors = {
+            number: vector
+            for name, own in model.embeddings.items()
+            for number, vector in zip(numbers[name], own[encoder.name])
+        }
+        return _Tower(encoder, model.text_encoders[encoder.name], tokenizer, layer, cache, words, vectors)
 
     def empty(self) -> Chunk:
         return Layout(self.tokenizer.start, self.tokenizer.end, self.encoder.pad_token).chunk([])
@@ -155,8 +172,8 @@ class _Tower:
         """((1, 77, C) float32, pooled (1, P) float32)."""
         key = (self.encoder.name, self.layer, chunk.ids)
         if key not in self.cache:
-            device = next(self.network.parameters()).device
-            out = self.network(torch.tensor([chunk.ids], device=device))
+            ids, embedded = self.told(chunk)
+            out = self.network(ids, embeddings=embedded)
             if self.layer == -1 and self.encoder.final_norm:
                 hidden = out.last
             else:
@@ -165,6 +182,18 @@ class _Tower:
             self.cache[key] = hidden.float(), out.pooled.float()
         found: tuple[Tensor, Tensor] = self.cache[key]
         return found
+
+    def told(self, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
+        """What the network is called with: ids (1, 77), and embeddings (1, 77, C) where some are not its own."""
+        device = next(self.network.parameters()).device
+        ids = torch.tensor([[0 if token in self.vectors else token for token in chunk.ids]], device=device)
+        if self.vectors.keys().isdisjoint(chunk.ids):
+            return ids, None
+        embedded = self.network.embed(ids).clone()  # type: ignore[operator]
+        for place, token in enumerate(chunk.ids):
+            if token in self.vectors:
+                embedded[0, place] = self.vectors[token].to(embedded)
+        return ids, embedded
 
 
 def _encode_part(
@@ -175,11 +204,10 @@ def _encode_part(
     for segment in part.segments:
         row = []
         for tower in towers:
-            made, cut = chunks(segment.text, tower.tokenizer, tower.encoder.pad_token, dialect, emphasis)
+            made, cut = chunks(segment.text, tower.tokenizer, tower.encoder.pad_token, dialect, emphasis, tower.words)
             if cut and say and tower is towers[0]:
-                say(
-                    f"the prompt is {len(cut)} tokens too long for the diffusers dialect; cut: {tower.tokenizer.text(cut)}"
-                )
+                words = shown(cut, tower.tokenizer, tower.words)
+                say(f"the prompt is {len(cut)} tokens too long for the diffusers dialect; cut: {words}")
             row.append(made)
         cut_up.append(row)
     count = max(len(made) for row in cut_up for made in row)

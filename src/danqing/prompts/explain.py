@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from danqing.prompts.chunks import LENGTH, chunks
+from danqing.prompts.chunks import LENGTH, Words, chunks, shown
 from danqing.prompts.grammar import NetworkTag, Part, understand
 from danqing.prompts.tokenizer import Tokenizer, clip
 from danqing.vocabulary import Dialect, Emphasis, find_sampler
@@ -23,6 +23,7 @@ class ExplainedToken:
     """Where it stands among the chunk's 77, from 1; 0 is the start token."""
     id: int
     word: str
+    """Of an embedding's vector `name 2/8`: its second of eight."""
     weight: float
 
 
@@ -73,32 +74,33 @@ def explain(
     emphasis: Emphasis = "original",
     negative: bool = False,
     tokenizer: Tokenizer | None = None,
+    words: Words | None = None,
 ) -> Explanation:
     """How `family` reads `text` over `steps` steps of `sampler`. Tokens are those of its first text encoder.
 
-    `tokenizer` is the checkpoint's own where it brings one. Raises DanqingError for an unknown sampler.
+    `tokenizer` is the checkpoint's own where it brings one, `words` are embeddings. Raises DanqingError for an unknown sampler.
     """
     tokenizer = tokenizer or clip()
     calls = 2 if find_sampler(sampler).second_order else 1
     prompt = understand(text, steps, dialect=dialect, calls_per_step=calls, negative=negative)
     pad = family.text_encoders[0].pad_token
-    parts = tuple(_explain_part(part, steps, tokenizer, pad, dialect, emphasis) for part in prompt.parts)
+    parts = tuple(_explain_part(part, steps, tokenizer, pad, dialect, emphasis, words or {}) for part in prompt.parts)
     return Explanation(text, dialect, family.title, steps, parts, prompt.networks)
 
 
 def _explain_part(
-    part: Part, steps: int, tokenizer: Tokenizer, pad: int, dialect: Dialect, emphasis: Emphasis
+    part: Part, steps: int, tokenizer: Tokenizer, pad: int, dialect: Dialect, emphasis: Emphasis, words: Words
 ) -> ExplainedPart:
     segments = []
     start, before = 0.0, None
     for segment in part.segments:
-        made, cut = chunks(segment.text, tokenizer, pad, dialect, emphasis)
+        made, cut = chunks(segment.text, tokenizer, pad, dialect, emphasis, words)
         tokens = tuple(
             tuple(
                 ExplainedToken(
                     position,
                     chunk.ids[position],
-                    tokenizer.text([chunk.ids[position]]),
+                    shown([chunk.ids[position]], tokenizer, words),
                     1.0 if emphasis == "ignore" else chunk.weights[position],
                 )
                 for position in range(1, chunk.used + 1)
@@ -107,7 +109,9 @@ def _explain_part(
         )
         gone, new = ((), ()) if before is None else _difference(before, segment.text)
         segments.append(
-            ExplainedSegment(start, min(segment.until, steps), segment.text, tokens, tokenizer.text(cut), gone, new),
+            ExplainedSegment(
+                start, min(segment.until, steps), segment.text, tokens, shown(cut, tokenizer, words), gone, new
+            ),
         )
         start, before = segment.until, segment.text
     return ExplainedPart(part.weight, part.literal, tuple(segments))
