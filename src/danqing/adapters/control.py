@@ -59,6 +59,8 @@ class Unit:
     resize: Resize = "crop"
     tasks: tuple[int, ...] = ()
     """A union network's number for each picture's kind, from 0."""
+    listens: object | None = None
+    """The picture prompt whose tokens it is told in place of the text (InstantID's network)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end <= 1:
@@ -82,17 +84,8 @@ class Unit:
         return self.mode in ("control", "guess") or pooled
 
     def holds(self, at: At, steps: int, process: Process, dialect: Dialect) -> bool:
-        """Whether it acts at this step of a run of `steps`.
-
-        AUTOMATIC1111 (and Danqing) let it act from `start` to `end` of the steps that are done, both included;
-        diffusers ends it with the step that would pass `end`; ComfyUI counts the share of the training's noise levels.
-        """
-        if dialect == "comfyui":
-            first, last = (_sigma(process, share) for share in (self.start, self.end))
-            return last <= at.sigma <= first
-        step = math.floor(at.step)
-        after = step + 1 if dialect == "diffusers" else step
-        return step / steps >= self.start and after / steps <= self.end
+        """Whether it acts at this step of a run of `steps` (`control.holds`)."""
+        return holds(self.start, self.end, at, steps, process, dialect)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +97,28 @@ class Control:
     """The pictures on the latents' grid, (B or 1, C * cell * cell, H, W): they are cut where the latents are cut."""
     cell: int
     """Pixels of the picture to one of the latents, along a side."""
+    told: tuple[int, int] | None = None
+    """(first, count) of the branch's image tokens that it is told in place of the text (InstantID's network)."""
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Control:
         """The same with `fn` applied to each hint; itself where that changes none, so that what is kept of it stays."""
         hints = tuple(fn(hint) for hint in self.hints)
         same = all(new is old for new, old in zip(hints, self.hints))
         return self if same else replace(self, hints=hints)
+
+
+def holds(start: float, end: float, at: At, steps: int, process: Process, dialect: Dialect) -> bool:
+    """Whether what begins and ends at these shares of a run of `steps` acts at this step.
+
+    AUTOMATIC1111 (and Danqing) let it act from `start` to `end` of the steps that are done, both included;
+    diffusers ends it with the step that would pass `end`; ComfyUI counts the share of the training's noise levels.
+    """
+    if dialect == "comfyui":
+        first, last = (_sigma(process, share) for share in (start, end))
+        return last <= at.sigma <= first
+    step = math.floor(at.step)
+    after = step + 1 if dialect == "diffusers" else step
+    return step / steps >= start and after / steps <= end
 
 
 def _sigma(process: Process, share: float) -> float:
@@ -235,7 +244,7 @@ def control_source(
                 weights = _ADAPTER_WEIGHTS if unit.mode in ("prompt", "control") else (1.0,) * len(prepared)
                 _add(residuals, prepared, [unit.weight * w for w in weights], scaled.dtype)
                 continue
-            made = _run(unit, prepared, scaled, told, conditioning, say)
+            made = _run(control, prepared, scaled, told, conditioning, say)
             by_layer = [unit.weight * w for w in layer_weights(unit.mode, len(made))]
             middle = {"mid_block": made.pop("mid_block")}
             _add(skips, made, by_layer[:-1], scaled.dtype)
@@ -252,7 +261,7 @@ def _add(total: dict[str, Tensor], parts: Mapping[str, Tensor], weights: Sequenc
 
 
 def _run(
-    unit: Unit,
+    control: Control,
     hints: list[Tensor],
     scaled: Tensor,
     told: Tensor,
@@ -260,9 +269,12 @@ def _run(
     say: Callable[[str], None],
 ) -> dict[str, Tensor]:
     """The network's answer to the U-Net's own input, in the network's own precision."""
-    network = unit.network
+    network, context, mask = control.unit.network, conditioning.context, conditioning.mask
     assert isinstance(network, ControlNet)
     weight = network.conv_in.weight
+    if control.told is not None and conditioning.image_tokens is not None:
+        first, count = control.told
+        context, mask = conditioning.image_tokens[:, first : first + count], None
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(weight.device, weight.dtype)
@@ -279,10 +291,10 @@ def _run(
         made: dict[str, Tensor] = network(
             cast(scaled[:, : network.config.in_channels]),
             told.to(weight.device),
-            cast(conditioning.context),
+            cast(context),
             hints,
-            tasks=unit.tasks,
-            mask=conditioning.mask,
+            tasks=control.unit.tasks,
+            mask=mask,
             **given,
         )
         return made

@@ -79,7 +79,11 @@ def read(path: Path | str, family: Family, name: str | None = None) -> Adapter:
     Raises DanqingError: damaged; no LoRA; no layer of it is the family's, or one has another shape (the line says which
     family it is likely for); a layer stands twice; rank 0.
     """
-    file = open_adapter(path)
+    return read_opened(open_adapter(path), family, name)
+
+
+def read_opened(file: TensorFile, family: Family, name: str | None = None) -> Adapter:
+    """`read` of what is open already: a file, or the part of one that is a LoRA."""
     groups, strangers, notes = _matched(file, family)
     settings = _settings(file)
     patches: list[WeightPatch] = []

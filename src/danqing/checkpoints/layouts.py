@@ -469,13 +469,32 @@ def open_clip_table(layers: int, projection: bool) -> Table:
     if projection:
         rules.append(rule("text_projection", "text_projection.weight", TRANSPOSE))
         rules.append(rule("text_projection.weight", "text_projection.weight"))
+    return Table((*rules, *_resblocks(layers, "text_model")))
+
+
+def open_clip_vision_table(layers: int) -> Table:
+    """OpenCLIP's image tower, without its `visual.`, to transformers' CLIPVisionModelWithProjection."""
+    rules = [
+        rule("class_embedding", "vision_model.embeddings.class_embedding"),
+        rule("conv1", "vision_model.embeddings.patch_embedding"),
+        rule("positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+        rule("ln_pre", "vision_model.pre_layrnorm"),
+        rule("ln_post", "vision_model.post_layernorm"),
+        rule("proj", "visual_projection.weight", TRANSPOSE),
+    ]
+    return Table((*rules, *_resblocks(layers, "vision_model")))
+
+
+def _resblocks(layers: int, tower: str) -> list[Rule]:
+    """OpenCLIP's layers, alike in both towers."""
+    rules = []
     for i in range(layers):
-        foreign, canonical = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
+        foreign, canonical = f"transformer.resblocks.{i}", f"{tower}.encoder.layers.{i}"
         rules += [rule(f"{foreign}.{a}", f"{canonical}.{b}") for a, b in _RESBLOCK]
         for kind in ("weight", "bias"):
             names = tuple(f"{canonical}.self_attn.{part}_proj.{kind}" for part in "qkv")
             rules.append(rule(f"{foreign}.attn.in_proj_{kind}", names, FUSED))
-    return Table(tuple(rules))
+    return rules
 
 
 # --- EMA --------------------------------------------------------------------------------------------------------------

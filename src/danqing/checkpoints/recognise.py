@@ -48,7 +48,8 @@ KINDS: tuple[Kind, ...] = (
         "a ControlNet",
         r"(^|control_model\.)(zero_convs|input_hint_block)\.0\.|^controlnet_|^lora_controlnet$",
     ),
-    Kind("ip-adapter", "an IP-Adapter", r"^(ip_adapter|image_proj)\."),
+    Kind("ip-adapter", "an IP-Adapter", r"^(ip_adapter|image_proj)\.", "use it by --image-prompts"),
+    Kind("photomaker", "a PhotoMaker", r"^id_encoder\.", "use it by --image-prompts"),
     Kind(
         "lora",
         "a LoRA",
@@ -93,6 +94,12 @@ KINDS: tuple[Kind, ...] = (
         "a VAE alone",
         r"^((first_stage_model|vae|model)\.)?decoder\.conv_in\.weight$",
         "give it by --vae",
+    ),
+    Kind(
+        "clip-vision",
+        "a CLIP image tower",
+        r"^vision_model\.encoder\.layers\.0\.|^visual\.transformer\.resblocks\.0\.",
+        "image prompts look through it: give it by their encoder",
     ),
     Kind(
         "text encoder",

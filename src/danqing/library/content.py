@@ -21,6 +21,8 @@ _KINDS: dict[str, Kind] = {
     "controlnet": "controlnet",
     "t2i-adapter": "controlnet",
     "ip-adapter": "ip_adapter",
+    "photomaker": "ip_adapter",
+    "clip-vision": "clip_vision",
     "upscaler": "upscaler",
     "ldsr": "upscaler",
     "unknown": "unknown",

@@ -100,7 +100,13 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, context: Tensor | None, mask: Tensor | None, patches: Patches | None) -> Tensor:
         context = hidden if context is None else context
-        query, key, value = self.to_q(hidden), self.to_k(context), self.to_v(context)  # (B, T, C), (B or 1, S, C) twice
+        change = None if patches is None else patches.contexts.get(self.name)
+        for_keys, for_values = (context, context) if change is None else change(context, context)
+        query, key, value = (
+            self.to_q(hidden),
+            self.to_k(for_keys),
+            self.to_v(for_values),
+        )  # (B, T, C), (B or 1, S, C) twice
         query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
         if len(key) != len(query):
             key, value = (t.expand(len(query), -1, -1, -1) for t in (key, value))
@@ -330,6 +336,34 @@ def skip_channels(config: UNetConfig) -> dict[str, int]:
         if i < len(config.channels) - 1:
             skips[f"down_blocks.{i}.downsamplers.0"] = width
     return skips
+
+
+def transformer_blocks(config: UNetConfig) -> dict[str, int]:
+    """The transformer blocks' canonical names, in the order in which they run, and the level of each, 0 the finest."""
+    if not config.context_width:
+        return {}
+    last = len(config.channels) - 1
+    sides = [(f"down_blocks.{i}", i, depths) for i, depths in enumerate(config.down_depth)]
+    sides += [("mid_block", last, (config.mid_depth or 0,))]
+    sides += [(f"up_blocks.{i}", last - i, depths) for i, depths in enumerate(config.up_depth)]
+    return {
+        f"{name}.attentions.{j}.transformer_blocks.{k}": level
+        for name, level, depths in sides
+        for j, depth in enumerate(depths)
+        for k in range(depth)
+    }
+
+
+def cross_attentions(config: UNetConfig) -> dict[str, int]:
+    """The cross-attentions' canonical names with their widths, in the order in which IP-Adapter's files count them:
+    diffusers' of its attention processors, where the middle comes last."""
+    found = sorted(transformer_blocks(config).items(), key=lambda item: item[0].startswith("mid_block"))
+    return {f"{name}.attn2": config.channels[level] for name, level in found}
+
+
+def level_size(height: int, width: int, level: int) -> tuple[int, int]:
+    """Latents' (height, width) at a level: each halves the sides, rounded up."""
+    return math.ceil(height / 2**level), math.ceil(width / 2**level)
 
 
 class Encoder(nn.Module):
