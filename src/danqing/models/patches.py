@@ -24,6 +24,9 @@ Takes the place of one attention layer's kernel: perturbed-attention guidance re
 attention adds keys, IP-Adapter adds the plain attention over the image's own keys and values.
 """
 
+ContextPatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(what the keys are made of, what the values are made of), each (B, S, C) -> likewise (hypernetworks)."""
+
 BlockPatch = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 """(run, arguments) -> the block's output. `run(*arguments)` is the block itself: caches may leave it out,
 token merging may shorten what goes in and lengthen what comes out."""
@@ -47,6 +50,8 @@ class Patches:
     """By up block."""
     attention: Mapping[str, AttentionPatch] = field(default_factory=dict)
     """By attention layer (`...attn1`, `...attn2`)."""
+    contexts: Mapping[str, ContextPatch] = field(default_factory=dict)
+    """By attention layer."""
     blocks: Mapping[str, BlockPatch] = field(default_factory=dict)
     """By block (`down_blocks.N`, `mid_block`, `up_blocks.N`, `...transformer_blocks.N`)."""
 
@@ -55,7 +60,7 @@ def stacked(parts: Iterable[Patches | None]) -> Patches | None:
     """Several changes to one call as one; None where there is none.
 
     What is added adds up. Of two that take the place of the same thing the later is given the earlier as what it stands
-    around; skips go through the earlier first.
+    around; skips and contexts go through the earlier first.
     """
     found = [part for part in parts if part is not None]
     if len(found) < 2:
@@ -63,8 +68,9 @@ def stacked(parts: Iterable[Patches | None]) -> Patches | None:
     return Patches(
         residuals=_merged([part.residuals for part in found], lambda a, b: a + b),
         skips=_merged([part.skips for part in found], lambda a, b: a + b),
-        skip_scale=_merged([part.skip_scale for part in found], lambda a, b: partial(_both_skips, a, b)),
+        skip_scale=_merged([part.skip_scale for part in found], lambda a, b: partial(_one_by_one, a, b)),
         attention=_merged([part.attention for part in found], around),
+        contexts=_merged([part.contexts for part in found], lambda a, b: partial(_one_by_one, a, b)),
         blocks=_merged([part.blocks for part in found], lambda a, b: partial(_both_blocks, a, b)),
     )
 
@@ -82,8 +88,10 @@ def _merged(tables: Iterable[Mapping[str, Any]], join: Callable[[Any, Any], Any]
     return merged
 
 
-def _both_skips(first: SkipPatch, second: SkipPatch, hidden: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-    return second(*first(hidden, skip))
+def _one_by_one(
+    first: SkipPatch | ContextPatch, second: SkipPatch | ContextPatch, one: Tensor, other: Tensor
+) -> tuple[Tensor, Tensor]:
+    return second(*first(one, other))
 
 
 def _both_blocks(inner: BlockPatch, outer: BlockPatch, run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
