@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.models.clip import CLIPText, CLIPTextConfig
+from danqing.models.patches import Patches
 from danqing.models.unet import UNetConfig
 from danqing.vocabulary import choose
 
@@ -418,6 +419,8 @@ class Model:
     """Where the autoencoder comes from, if not from the checkpoint itself."""
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """Words that stand for vectors in prompts (textual inversion): word -> component name -> (n, C) float32."""
+    patches: Patches | None = None
+    """What changes every call of the denoiser (hypernetworks)."""
 
     @property
     def process(self) -> Process:

@@ -404,6 +404,7 @@ ENTRIES: tuple[Entry, ...] = (
     _field("Refiner switch at", "refiner_switch_at"),
     _hashes("Lora hashes", "lora", "autov3"),
     _hashes("TI hashes", "embedding", "sha256"),
+    _hashes("Hypernet hashes", "hypernet", "sha256"),  # AUTOMATIC1111 has no such pair
     Entry("Emphasis", _emphasis, lambda text: {"emphasis": text}, ("emphasis",)),
     _field("Eta", "eta"),
     Entry("Eta DDIM", lambda resolved: None, lambda text: {"eta": text}),
@@ -541,8 +542,8 @@ def read_infotext(text: str) -> Told:
     notes += sorted(_more_of_tiles(pairs.get("Tiled Diffusion", "")))
     kind = _kind(pairs)
     _fill(fields, pairs, kind, own)
-    if "hypernet" in prompt or "Hypernet" in pairs:
-        notes.append("hypernetworks are left out")
+    if "Hypernet" in pairs:  # from before there were tags
+        fields["prompt"] += f"<hypernet:{pairs['Hypernet']}:{pairs.get('Hypernet strength', '1.0')}>"
     checkpoint, vae = fields.pop("checkpoint", None), fields.pop("vae_file", None)
     others = {name: Reference(**values) for name, values in fields.pop("others", {}).items()}
     return Told(

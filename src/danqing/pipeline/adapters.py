@@ -1,14 +1,17 @@
-"""The LoRAs and embeddings that a request's prompts name: found, read, applied to the models that paint."""
+"""The LoRAs, embeddings and hypernetworks that a request's prompts name: found, read, applied to the models that paint."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from danqing.adapters.apply import Use, apply, block_weights
+from danqing.adapters.hypernetwork import TAG, with_hypernetworks
+from danqing.adapters.hypernetwork import read as read_hypernetwork
 from danqing.adapters.lora import TAGS, read
 from danqing.adapters.schedule import Holds, always, between, scheduled
 from danqing.checkpoints.files import open_file
@@ -22,6 +25,8 @@ from danqing.pipeline.models import Say
 from danqing.pipeline.run import Studio
 from danqing.prompts.grammar import NetworkTag, understand
 from danqing.requests import Painting, Reference, TextToImage
+
+Want = TypeVar("Want")
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Dressed:
 
     studio: Studio
     references: Mapping[str, Reference] = field(default_factory=dict)
-    """By the record's key, `lora:NAME`, `embedding:NAME`."""
+    """By the record's key, `lora:NAME`, `embedding:NAME`, `hypernet:NAME`."""
     paths: dict[str, str | None] = field(default_factory=dict)
 
 
@@ -60,16 +65,9 @@ def wanted(tag: NetworkTag, steps: int, note: Say) -> Wanted:
 
     Raises DanqingError for a number that is none.
     """
-    shown = f"<{tag.kind}:{':'.join([*tag.positional, *(f'{k}={v}' for k, v in tag.named.items())])}>"
 
     def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise DanqingError(f"prompt: {shown[:120]}: '{text[:40]}' is no number")
-        return value
+        return _number(text, tag)
 
     def step(text: str) -> float:
         return number(text) * (steps if "." in text else 1)
@@ -82,8 +80,22 @@ def wanted(tag: NetworkTag, steps: int, note: Say) -> Wanted:
     first, last = named.pop("start", first), named.pop("stop", last)
     holds = between(step(first) if first else 0.0, step(last) if last else math.inf) if first or last else always
     for rest in (*numbers[2:], *(f"{key}={value}" for key, value in named.items())):
-        note(f"{shown}: '{rest}' has no effect")
+        note(f"{_shown(tag)}: '{rest}' has no effect")
     return Wanted(tag.positional[0] if tag.positional else "", te, unet, blocks, holds)
+
+
+def _shown(tag: NetworkTag) -> str:
+    return f"<{tag.kind}:{':'.join([*tag.positional, *(f'{k}={v}' for k, v in tag.named.items())])}>"
+
+
+def _number(text: str, tag: NetworkTag) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DanqingError(f"prompt: {_shown(tag)[:120]}: '{text[:40]}' is no number")
+    return value
 
 
 def find_lora(name: str, settings: Settings | None = None) -> Path:
@@ -109,59 +121,97 @@ def _alias(path: Path) -> str | None:
 
 
 def dress(request: Painting, studio: Studio) -> Dressed:
-    """The studio whose models wear the adapters that the request's prompts name: embeddings in any of them, LoRAs in the
-    prompt; those of a hires prompt hold in its pass.
+    """The studio whose models wear the adapters that the request's prompts name: embeddings in any of them, LoRAs and
+    hypernetworks in the prompt; those of a hires prompt hold in its pass.
 
     A name that is no file's is told to `studio.note`, and the picture is painted without it. Raises DanqingError for
     a file that is damaged or made for another family, and for a tag that makes no sense.
     """
     studio, embeddings = speaking(request, studio)
-    files = {f"embedding:{embedding.path.stem}": embedding.path for embedding in embeddings}
     if embeddings:
         words = tuple((embedding.name, str(embedding.path)) for embedding in embeddings)
         studio = replace(studio, cache=studio.cache.setdefault(("embeddings", words), {}))
-    dressed = _with_loras(request, studio)
-    references = {key: Reference(name=path.stem) for key, path in files.items()}
-    paths = {key: str(path) for key, path in files.items()}
-    return Dressed(dressed.studio, {**references, **dressed.references}, {**paths, **dressed.paths})
+    studio, loras = _with_loras(request, studio)
+    studio, networks = _with_hypernetworks(request, studio)
+    references = {f"lora:{name}": Reference(name=name, autov3=_autov3(path)) for name, path in loras.items()}
+    paths = {f"lora:{name}": path for name, path in loras.items()}
+    plain = {f"embedding:{embedding.path.stem}": embedding.path for embedding in embeddings}
+    plain |= {f"hypernet:{name}": path for name, path in networks.items()}
+    references |= {key: Reference(name=key.partition(":")[2]) for key in plain}
+    return Dressed(studio, references, {key: str(path) for key, path in (paths | plain).items()})
 
 
-def _with_loras(request: Painting, studio: Studio) -> Dressed:
+def _with_loras(request: Painting, studio: Studio) -> tuple[Studio, dict[str, Path]]:
+    """(the studio with the LoRAs of the prompt and of a hires prompt, their files by name)."""
     steps = request.steps or studio.model.family.defaults.steps
-    hires = (request.hr_prompt or "") if isinstance(request, TextToImage) and request.enable_hr else ""
-    texts = (request.prompt, hires or request.prompt)
-    asked = [[wanted(tag, steps, studio.note) for tag in tags(text, request)] for text in texts]
-    if not any(asked):
-        return Dressed(studio)
-    files: dict[str, Path] = {}
-    for want in (*asked[0], *asked[1]):
-        try:
-            files.setdefault(want.name, find_lora(want.name))
-        except DanqingError as error:
-            studio.note(f"<lora:{want.name}>: {error}; painted without it")
-    first, second = ([want for want in wants if want.name in files] for wants in asked)
+    asked = [[wanted(tag, steps, studio.note) for tag in tags(text, request)] for text in _passes(request)]
+    names = dict.fromkeys(want.name for wants in asked for want in wants)
+    files = _files("lora", names, find_lora, studio.note)
     if not files:
-        return Dressed(studio)
-    strange = {name for name, other in studio.others.items() if other.family.name != studio.model.family.name}
-    others = {
-        name: other if name in strange else _wearing(other, second, files, steps, studio.note)
-        for name, other in studio.others.items()
-    }
-    for name in strange:
-        studio.note(
-            f"{name}: {others[name].family.title} paints without the prompt's LoRAs, which are for another family"
-        )
-    if hires and second != first and "hr_checkpoint_name" not in others:
-        others["hr_checkpoint_name"] = _wearing(studio.model, second, files, steps, studio.note)
+        return studio, files
+    first, second = ([want for want in wants if want.name in files] for wants in asked)
     kept = tuple((str(files[want.name]), want.te, want.blocks and want.blocks["BASE"]) for want in first)
-    dressed = replace(
-        studio,
-        model=_wearing(studio.model, first, files, steps, studio.note),
-        others=others,
-        cache=studio.cache.setdefault(("loras", kept), {}),
-    )
-    references = {f"lora:{name}": Reference(name=name, autov3=_autov3(path)) for name, path in files.items()}
-    return Dressed(dressed, references, {f"lora:{name}": str(path) for name, path in files.items()})
+    dressed = _dressed(studio, first, second, lambda model, wants: _wearing(model, wants, files, steps, studio.note))
+    return replace(dressed, cache=studio.cache.setdefault(("loras", kept), {})), files
+
+
+def _with_hypernetworks(request: Painting, studio: Studio) -> tuple[Studio, dict[str, Path]]:
+    """The same of `<hypernet:name:strength>`."""
+    asked = [_hypernetworks(text, request, studio.note) for text in _passes(request)]
+    names = dict.fromkeys(name for wants in asked for name, _ in wants)
+    files = _files(TAG, names, lambda name: find(name, "hypernetwork", load_settings()).path, studio.note)
+    if not files:
+        return studio, files
+    networks = {name: read_hypernetwork(path, name) for name, path in files.items()}
+    first, second = ([want for want in wants if want[0] in files] for wants in asked)
+
+    def wear(model: Model, wants: Sequence[tuple[str, float]]) -> Model:
+        return with_hypernetworks(model, [(networks[name], strength) for name, strength in wants], studio.note)
+
+    return _dressed(studio, first, second, wear), files
+
+
+def _passes(request: Painting) -> tuple[str, str]:
+    """The prompts of the first pass and of a hires fix's, which are often the same."""
+    hires = request.hr_prompt if isinstance(request, TextToImage) and request.enable_hr else ""
+    return request.prompt, hires or request.prompt
+
+
+def _hypernetworks(text: str, request: Painting, note: Say) -> list[tuple[str, float]]:
+    """(name, strength) of a prompt's tags, as AUTOMATIC1111 reads them (modules/extra_networks_hypernet.py)."""
+    found = []
+    for tag in understand(text, request.steps or 1, dialect=request.dialect).networks:
+        if tag.kind == TAG:
+            name, strength = (*tag.positional[:2], *("", "1")[len(tag.positional) :])
+            found.append((name, _number(strength, tag)))
+            for extra in (*tag.positional[2:], *(f"{key}={value}" for key, value in tag.named.items())):
+                note(f"{_shown(tag)}: '{extra}' has no effect")
+    return found
+
+
+def _files(kind: str, names: Iterable[str], look: Callable[[str], Path], note: Say) -> dict[str, Path]:
+    """The files of those names that are some file's; the others are told."""
+    files: dict[str, Path] = {}
+    for name in names:
+        try:
+            files[name] = look(name)
+        except DanqingError as error:
+            note(f"<{kind}:{name}>: {error}; painted without it")
+    return files
+
+
+def _dressed(
+    studio: Studio, first: Sequence[Want], second: Sequence[Want], wear: Callable[[Model, Sequence[Want]], Model]
+) -> Studio:
+    """The studio whose model wears what the prompt asks for, and its further ones what the last pass's does."""
+    strange = {name for name, other in studio.others.items() if other.family.name != studio.model.family.name}
+    others = {name: other if name in strange else wear(other, second) for name, other in studio.others.items()}
+    for name in strange:
+        title = others[name].family.title
+        studio.note(f"{name}: {title} paints without the prompt's adapters, which are for another family")
+    if second != first and "hr_checkpoint_name" not in others:
+        others["hr_checkpoint_name"] = wear(studio.model, second)
+    return replace(studio, model=wear(studio.model, first), others=others)
 
 
 def _wearing(model: Model, wants: Sequence[Wanted], files: Mapping[str, Path], steps: int, note: Say) -> Model:

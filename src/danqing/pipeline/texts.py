@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from danqing.adapters.hypernetwork import TAG
 from danqing.adapters.lora import TAGS
 from danqing.errors import DanqingError
 from danqing.families import Model
@@ -59,8 +60,8 @@ def encode(
             negative=negative,
         )
         for tag in prompt.networks:
-            if not (dressed and tag.kind in TAGS):
-                why = "only the prompt's own count" if tag.kind in TAGS else "this version does not apply such yet"
+            if not (dressed and tag.kind in (*TAGS, TAG)):
+                why = "only the prompt's own count" if tag.kind in (*TAGS, TAG) else "there is no such kind of network"
                 note(f"<{tag.kind}:{':'.join(tag.positional)}> is left out: {why}")
         return conditionings(
             model,

@@ -50,7 +50,8 @@ def predictor(
     differ in length are called apart, as in AUTOMATIC1111, unless `pad` repeats the last vector of the shorter;
     with `branches_apart` every branch is a call of its own, which takes the least memory.
     `timestep_of` maps a noise level to what the network is told of it (the process's own rule unless given; see
-    `timesteps`). `say` is told what had to run in float32 because it was not finite, each module once.
+    `timesteps`). `model.patches` hold in every call, and `patches` around them.
+    `say` is told what had to run in float32 because it was not finite, each module once.
     Raises DanqingError where even that does not help.
     """
     process = model.process
@@ -65,7 +66,7 @@ def predictor(
         if conditioning.channels is not None:
             scaled = torch.cat([scaled, conditioning.channels], 1)
         told = torch.tensor([timestep_of(at.sigma)], device=model.device, dtype=torch.float32)
-        changes = patches(scaled, told, at, conditioning) if patches else None
+        changes = stacked([model.patches, patches(scaled, told, at, conditioning) if patches else None])
 
         denoiser = model.denoiser.at(at.step) if isinstance(model.denoiser, ByStep) else model.denoiser
 
