@@ -35,6 +35,7 @@ from danqing.vocabulary import (
     Dialect,
     Dynamic,
     Emphasis,
+    Fast,
     NoiseSource,
     Tiling,
     find_sampler,
@@ -142,6 +143,93 @@ class DynamicThresholding(BaseModel):
 
     mimic_scale: float = Field(7.0, ge=0, description="CFG scale whose range of values the result is brought into")
     percentile: float = Field(0.999, gt=0, le=1, description="share of values that are left unclipped")
+
+
+class FreeU(BaseModel):
+    """FreeU: the U-Net's backbone counts more, its skip connections less (Si et al. 2024)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    b1: float = Field(1.3, ge=-1, le=3, description="factor of the backbone in the first stage")
+    b2: float = Field(1.4, ge=-1, le=3, description="factor of the backbone in the second stage")
+    s1: float = Field(0.9, ge=-1, le=4, description="factor of the skips' low frequencies in the first stage")
+    s2: float = Field(0.2, ge=-1, le=4, description="factor of the skips' low frequencies in the second stage")
+    start: Unit = Field(0.0, description="share of the steps at which it begins")
+    end: Unit = Field(1.0, description="share of the steps at which it ends")
+    version: Literal[1, 2] = Field(2, description="2 weighs by the picture's structure, 1 by b alone")
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.strip() in ("1", "2") else value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.start > self.end:
+            raise DanqingError(f"freeu: start, {self.start:g}, should not be above end, {self.end:g}")
+        return self
+
+
+class PerturbedAttention(BaseModel):
+    """Perturbed-attention guidance: away from a picture whose pixels do not look at each other (Ahn et al. 2024)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    scale: float = Field(3.0, ge=0, le=100, description="how far away from it")
+    adaptive_scale: float = Field(
+        0.0, ge=0, le=100, description="taken off the scale for each of the 1000 training steps that are done"
+    )
+    layers: tuple[Text, ...] = Field(("mid",), description="parts of layers' names, by diffusers: `mid+down_blocks.2`")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return value.replace("+", " ").split() if isinstance(value, str) else value
+
+    @field_validator("layers")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(value):
+            raise ValueError("should name a layer, as mid")
+        return value
+
+
+class SelfAttention(BaseModel):
+    """Self-attention guidance: away from a picture that is blurred where the network looks most (Hong et al. 2023)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    scale: float = Field(0.75, ge=-2, le=5, description="how far away from it")
+    blur_sigma: float = Field(1.0, ge=0, le=10, description="deviation of the blur, in latent cells")
+    threshold: float = Field(1.0, ge=0, le=4, description="how much a place must be looked at; 1 is the average")
+
+
+class TokenMerging(BaseModel):
+    """Token merging: attention over fewer tokens, the most alike of them merged (ToMe; Bolya & Hoffman 2023)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    ratio: float = Field(0.5, ge=0, le=0.9, description="share of the tokens that are merged away")
+    hr_ratio: float | None = Field(None, ge=0, le=0.9, description="the same in a hires fix's second pass")
+    max_downsample: int = Field(1, ge=1, le=8, description="down to which level: 1, 2, 4 or 8 cells to a token's side")
+    sx: int = Field(2, ge=1, le=16, description="of so many tokens in a row, and...")
+    sy: int = Field(2, ge=1, le=16, description="... so many in a column one stays in any case")
+
+    @field_validator("hr_ratio", mode="before")
+    @classmethod
+    def _left_out(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+
+class HyperTile(BaseModel):
+    """HyperTile: the attention of a large picture's pixels to each other in tiles. Defaults are AUTOMATIC1111's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    tile_size: int = Field(256, ge=16, le=2048, description="pixels of a tile's side, at most")
+    swap_size: int = Field(3, ge=0, le=64, description="between how many sizes it changes from step to step")
+    max_depth: int = Field(3, ge=0, le=3, description="down to which level, counted from the finest")
+    hires_only: bool = Field(False, description="in a hires fix's second pass alone")
 
 
 class SoftInpainting(BaseModel):
@@ -283,6 +371,17 @@ class Template(BaseModel):
     dynamic: Dynamic = "none"
 
 
+_WITH_SETTINGS: Mapping[str, type[BaseModel]] = {
+    "tiled_diffusion": TiledDiffusion,
+    "freeu": FreeU,
+    "pag": PerturbedAttention,
+    "sag": SelfAttention,
+    "token_merging": TokenMerging,
+    "hypertile": HyperTile,
+}
+"""Fields that are `yes`, or settings in their order."""
+
+
 class Painting(BaseModel):
     """What all kinds of paintings share."""
 
@@ -301,6 +400,10 @@ class Painting(BaseModel):
     )
     sampler_name: str | None = Field(None, description="sampler, by AUTOMATIC1111's label or any tool's alias")
     scheduler: str | None = Field(None, description="noise schedule; Automatic is the sampler's own")
+    fast: Fast | None = Field(
+        None,
+        description="a model distilled to few steps, whose settings hold where nothing else is asked; unset is found out",
+    )
     seed: int | None = Field(
         None, ge=-1, le=MAX_SEED, description="picture i of a batch has seed + i; -1 or unset draws one"
     )
@@ -337,6 +440,16 @@ class Painting(BaseModel):
         None, description="keeps a high CFG scale from burning colours: 7 or 7,0.999"
     )
 
+    freeu: FreeU | None = Field(
+        None, description="a stronger backbone, weaker skips: `yes`, or b1,b2,s1,s2,start,end,version"
+    )
+    pag: PerturbedAttention | None = Field(
+        None, description="perturbed-attention guidance: `yes`, or its scale, adaptive scale, layers (3,0,mid)"
+    )
+    sag: SelfAttention | None = Field(
+        None, description="self-attention guidance: `yes`, or its scale, blur, threshold (0.75,1,1)"
+    )
+
     eta: float | None = Field(
         None, ge=0, le=1, description="share of fresh noise: ancestral samplers 1, DDIM 0 by default"
     )
@@ -371,6 +484,19 @@ class Painting(BaseModel):
         description="denoise in overlapping tiles, for large pictures: `yes`, or its settings in order, 96,96,48,4",
     )
 
+    token_merging: TokenMerging | None = Field(
+        None, description="faster, with fewer tokens: `yes`, or ratio, hires ratio, max downsample, sx, sy (0.5,,1,2,2)"
+    )
+    hypertile: HyperTile | None = Field(
+        None, description="faster, with attention in tiles: `yes`, or tile size, swap size, max depth (256,3,3)"
+    )
+
+    lora_mode: LoraMode = Field("merge", description="how the prompt's LoRAs go together")
+    lora_switch_every: int = Field(1, ge=1, le=1000, description="lora_mode switch: steps of each LoRA's turn")
+    lora_regions: tuple[LoraRegion, ...] = Field(
+        (), description="parts of the picture where LoRAs hold, as shares of it: `0,0,0.5,1 ink; 0.5,0,0.5,1 oil`"
+    )
+
     controls: tuple[ControlUnit, ...] = Field(
         (), description="ControlNets and what they are shown: `MODEL,PICTURE,canny,0.8; ...`, settings in their order"
     )
@@ -390,10 +516,10 @@ class Painting(BaseModel):
             raise ValueError("should be MIMIC_SCALE or MIMIC_SCALE,PERCENTILE")
         return dict(zip(DynamicThresholding.model_fields, parts))
 
-    @field_validator("tiled_diffusion", mode="before")
+    @field_validator("tiled_diffusion", "freeu", "pag", "sag", "token_merging", "hypertile", mode="before")
     @classmethod
-    def _tiled(cls, value: Any) -> Any:
-        return _settings(value, TiledDiffusion)
+    def _by_settings(cls, value: Any, info: ValidationInfo) -> Any:
+        return _settings(value, _WITH_SETTINGS[info.field_name or ""])
 
     @field_validator("regions", mode="before")
     @classmethod
@@ -433,7 +559,7 @@ class Painting(BaseModel):
         parts = (part.strip().partition(" ") for part in value.split(";") if part.strip())
         return [{"detector": detector, "prompt": prompt.strip()} for detector, _, prompt in parts]
 
-    @field_validator("emphasis", "dialect", "noise_source", "tiling", "dynamic", mode="before")
+    @field_validator("emphasis", "dialect", "noise_source", "tiling", "dynamic", "fast", "lora_mode", mode="before")
     @classmethod
     def _any_case(cls, value: Any) -> Any:
         """AUTOMATIC1111 writes `No norm` and `CPU`."""
@@ -463,6 +589,17 @@ class Painting(BaseModel):
             raise DanqingError(
                 "tiling: does not go with tiled_diffusion, whose tiles have no seamless edges; leave one out"
             )
+        if self.tiled_diffusion is not None and self.sag is not None:
+            raise DanqingError(
+                "sag: does not go with tiled_diffusion, whose tiles have no middle in common; leave one out"
+            )
+        if self.lora_regions:
+            clashes = ("tiled_diffusion", "detailers", "sd_upscale", "inpaint_full_res")
+            clash = next((field for field in clashes if getattr(self, field, None)), None)
+            if clash is not None:
+                raise DanqingError(f"lora_regions: does not go with {clash}, which paints parts of the picture; leave one out")
+            if self.lora_mode != "merge":
+                raise DanqingError(f"lora_regions: does not go with lora_mode {self.lora_mode}; leave one out")
         count = self.batch_size * self.n_iter
         for name in ("seed", "subseed"):
             seed = getattr(self, name) or 0

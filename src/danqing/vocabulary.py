@@ -45,6 +45,9 @@ DIALECT_SCHEDULER: Mapping[Dialect, str | None] = {
 Dynamic = Literal["none", "random", "all"]
 """What wildcards and choices in prompts do: stand for themselves, draw by each picture's seed, make all combinations."""
 
+Fast = Literal["none", "lcm", "lcm-lora", "turbo", "turbo-mix", "lightning", "hyper", "hyper-cfg", "hyper-1step", "tcd"]
+"""Models distilled to few steps, each with settings of its own (`adapters.fast`); none is what is no such model."""
+
 Tiling = Literal["none", "x", "y", "both"]
 """Along which axes a picture repeats without a seam."""
 

@@ -493,7 +493,8 @@ def infotext(resolved: ResolvedRequest, more: Mapping[str, str] | None = None) -
     """Prompt, negative prompt and parameters in AUTOMATIC1111's three-part form; `more` pairs stand before the last."""
     request = resolved.request
     pairs = [(entry.key, entry.write(resolved)) for entry in (*ENTRIES, *OWN_ENTRIES)]
-    pairs += [*network_text.network_pairs(request), *control_pairs(resolved), *(more or {}).items(), ("Version", VERSION + __version__)]
+    pairs += [*network_text.network_pairs(request), *control_pairs(resolved)]
+    pairs += [*(more or {}).items(), ("Version", VERSION + __version__)]
     line = ", ".join(f"{key}: {quote(value)}" for key, value in pairs if value is not None)
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return f"{request.prompt}{negative}\n{line}".strip()

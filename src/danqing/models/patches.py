@@ -8,7 +8,7 @@ diffusers' module paths: `conv_in`, `down_blocks.1.resnets.0`, `down_blocks.1.do
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -78,6 +78,17 @@ def stacked(parts: Iterable[Patches | None]) -> Patches | None:
 def around(inner: AttentionPatch, outer: AttentionPatch) -> AttentionPatch:
     """One attention patch about another: `outer` is given `inner` as its plain attention."""
     return partial(_both_attentions, inner, outer)
+
+
+def with_attention(arguments: tuple[Any, ...], name: str, patch: AttentionPatch) -> tuple[Any, ...]:
+    """A transformer block's arguments with `patch` around whatever changes its attention layer `name` already.
+
+    What a block patch puts there stands around what those within the same block patch, or before it, put there.
+    """
+    *others, patches = arguments
+    inner = patches.attention.get(name)
+    changed = {**patches.attention, name: patch if inner is None else around(inner, patch)}
+    return (*others, replace(patches, attention=changed))
 
 
 def _merged(tables: Iterable[Mapping[str, Any]], join: Callable[[Any, Any], Any]) -> dict[str, Any]:

@@ -124,6 +124,11 @@ def second_request(request: TextToImage, sizes: Target) -> TextToImage:
         "prompt": request.hr_prompt or request.prompt,
         "negative_prompt": request.hr_negative_prompt or request.negative_prompt,
     }
+    if request.token_merging is not None and request.token_merging.hr_ratio is not None:
+        merging = request.token_merging
+        changes["token_merging"] = merging.model_copy(update={"ratio": merging.hr_ratio})
+    if request.hypertile is not None:
+        changes["hypertile"] = request.hypertile.model_copy(update={"hires_only": False})
     # what SDXL is told of the size goes along, unless it was told another from the start
     for name in ("original", "target"):
         for side, new in (("width", width), ("height", height)):

@@ -21,6 +21,7 @@ from danqing.pipeline.controls import control_files, load_controls, with_units
 from danqing.pipeline.details import with_details
 from danqing.pipeline.detect import Detect
 from danqing.pipeline.expand import expand
+from danqing.pipeline.fast import fast_model
 from danqing.pipeline.hires import text_to_image, upscaler_file
 from danqing.pipeline.images import open_pictures, with_references
 from danqing.pipeline.models import Say, find_vae, hashes_later, load, print_note
@@ -193,7 +194,12 @@ def _resolved(request: Painting, studio: Studio) -> tuple[ResolvedRequest, dict[
     vae = Reference(name=Path(model.vae_path).name) if model.vae_path else None
     source = studio.pictures.get("image")
     resolved = resolve(
-        request, model.family, Reference(name=model.name or "model"), vae, picture_size=source.size if source else None
+        request,
+        model.family,
+        Reference(name=model.name or "model"),
+        vae,
+        picture_size=source.size if source else None,
+        fast=fast_model(request, model),
     )
     paths: dict[str, str | None] = {"checkpoint": model.path, "vae": model.vae_path}
     others = {field: Reference(name=other.name or "model") for field, other in studio.others.items()}

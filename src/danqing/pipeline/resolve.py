@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from danqing.adapters.fast import Known, advice
+from danqing.adapters.fast import defaults as fast_defaults
 from danqing.errors import DanqingError
 from danqing.families import Family
 from danqing.pipeline.expand import draw_seed, expand
+from danqing.pipeline.patching import patches_without_effect
 from danqing.requests import (
     ImageToImage,
     Inpaint,
@@ -87,18 +91,22 @@ def resolve(
     checkpoint: Reference,
     vae: Reference | None = None,
     picture_size: tuple[int, int] | None = None,
+    fast: Known | None = None,
 ) -> ResolvedRequest:
     """Fill size, steps, CFG and sampler from the family's row, draw seeds, round the size to latent cells.
 
-    `picture_size` (width, height) is that of the picture to begin with. Styles and wildcards are written out (`expand`). Raises DanqingError where they make several requests of this one.
+    `picture_size` (width, height) is that of the picture to begin with. `fast` is a model distilled to few steps, whose
+    settings then go before the family's; those that will ruin its pictures are noted. Styles and wildcards are written out (`expand`). Raises DanqingError where they make several requests of this one.
     """
     request, *others = expand(request)
     if others:
         raise DanqingError(f"dynamic: {len(others) + 1} requests come of this one; expand it first")
     notes: list[str] = []
+    if fast is not None:
+        family = replace(family, defaults=fast_defaults(fast, family.defaults))
     defaults = family.defaults
     cell = family.autoencoder.downscale
-    own = request.sampler_name is None and request.dialect in ("danqing", "a1111")
+    own = fast is not None or (request.sampler_name is None and request.dialect in ("danqing", "a1111"))
     sampler_name, scheduler = _sampling(
         request.sampler_name or defaults.sampler,
         request.scheduler,
@@ -119,6 +127,8 @@ def resolve(
         "emphasis": request.emphasis or DIALECT_EMPHASIS[request.dialect],
         "clip_skip": request.clip_skip or 1,
     }
+    if fast is not None:
+        changes |= _fast_changes(request, changes, fast, family, notes)
     if family.size_ids != "none":
         for side in ("width", "height"):
             changes[f"original_{side}"] = getattr(request, f"original_{side}") or changes[side]
@@ -149,6 +159,29 @@ def resolve(
     )
 
 
+def _fast_changes(
+    request: Painting, changes: dict[str, Any], fast: Known, family: Family, notes: list[str]
+) -> dict[str, Any]:
+    """What a fast model needs besides the defaults, and notes of what was filled in for it and of what ruins it."""
+    row, sampler = fast.row, changes["sampler_name"]
+    more: dict[str, Any] = {"fast": row.name}
+    if sampler == row.sampler:
+        if request.eta is None and row.eta is not None:
+            more["eta"] = row.eta
+        if request.sigma_max is None and row.first is not None:
+            more["sigma_max"] = family.process.sigma_at(row.first)
+    filled = {
+        "sampler_name": f"{sampler}, {changes['scheduler']}",
+        "steps": f"{changes['steps']} step{'s' if changes['steps'] > 1 else ''}",
+        "cfg_scale": f"CFG scale {changes['cfg_scale']:g}",
+    }
+    shown = [words for field, words in filled.items() if getattr(request, field) is None]
+    if shown and fast.by != "you":
+        notes.append(f"{row.title}, by {fast.by}: painted with {', '.join(shown)}; --fast none leaves that out")
+    notes += advice(fast, sampler, changes["steps"], changes["cfg_scale"])
+    return more
+
+
 _SIZE_FIELDS = ("original_width", "original_height", "crop_left", "crop_top")
 _RHO = ("Karras", "Polyexponential")
 
@@ -174,7 +207,11 @@ def without_effect(asked: Painting, resolved: Painting, family: Family) -> Itera
         for field in ("aesthetic_score", "negative_aesthetic_score"):
             if _asked(asked, field):
                 yield field, f"{family.title} is told no score; SDXL's refiner is"
-    if resolved.cfg_scale == 1 and sampler not in NEEDS_NEGATIVE:
+    if family.denoiser.guidance_width:
+        for field in ("negative_prompt", "guidance_rescale", "dynamic_thresholding", "guidance_start", "guidance_end"):
+            if _asked(asked, field):
+                yield field, "the U-Net is told the CFG scale, and guides itself without a negative prompt"
+    elif resolved.cfg_scale == 1 and sampler not in NEEDS_NEGATIVE:
         for field in ("negative_prompt", "guidance_rescale", "dynamic_thresholding", "s_min_uncond"):
             if _asked(asked, field):
                 yield field, "at a CFG scale of 1 the negative prompt is left out"
@@ -184,6 +221,7 @@ def without_effect(asked: Painting, resolved: Painting, family: Family) -> Itera
             yield "tiled_diffusion", "the picture fits into one tile"
     if asked.subseed not in (None, -1) and not resolved.subseed_strength:
         yield "subseed", "subseed_strength is 0"
+    yield from patches_without_effect(asked, resolved, family)
     yield from _without_picture_effect(asked, family)
 
 

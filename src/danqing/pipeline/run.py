@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from danqing.adapters.attention_guidance import Watch, perturbed
 from danqing.adapters.control import Unit, control, control_source, with_controls
 from danqing.families import Model
 from danqing.models.conditioning import Conditioning
@@ -20,6 +21,7 @@ from danqing.pipeline.decode import decode, encode, to_image
 from danqing.pipeline.detect import Detect
 from danqing.pipeline.levels import levels
 from danqing.pipeline.models import Say
+from danqing.pipeline.patching import pag_scale, patch_sources
 from danqing.pipeline.start import Start, switch
 from danqing.pipeline.texts import encode as encode_texts
 from danqing.prompts.encode import Cache
@@ -37,7 +39,7 @@ from danqing.runtime.memory import (
 from danqing.sampling import guidance
 from danqing.sampling.guidance import Scale
 from danqing.sampling.noise import sampling_noise
-from danqing.sampling.predict import predictor, timesteps
+from danqing.sampling.predict import predictor, timesteps, together
 from danqing.sampling.samplers import (
     CFGPP_SCALE,
     NEEDS_NEGATIVE,
@@ -47,6 +49,7 @@ from danqing.sampling.samplers import (
     options_of,
     start_scale,
 )
+from danqing.sampling.schedules import NAMED_SPACING
 from danqing.sampling.types import Denoise, Noise, Step
 from danqing.sampling.windows import WEIGHTS, in_windows
 from danqing.vocabulary import find_sampler
@@ -100,12 +103,16 @@ class Run:
         r, process = self.resolved.request, self.model.process
         sampler = find_sampler(r.sampler_name or "")
         told = timesteps(process, r.dialect, sampler.name, r.scheduler or "")
+        watch = Watch(r.sag, self.model.family.denoiser) if r.sag is not None else None
+        sources = [watch.source] if watch else []
+        sources += patch_sources(r, self.model, self.count)
+        sources += [control_source(self.model, self.count, r.dialect, self.note)] if self.controls else []
         predict = predictor(
             self.model,
             pictures_per_call=plan.pictures_per_call,
             branches_apart=plan.branches_apart,
             timestep_of=told,
-            patches=control_source(self.model, self.count, r.dialect, self.note) if self.controls else None,
+            patches=together(sources),
             say=self.note,
         )
         if r.tiled_diffusion is not None:
@@ -113,6 +120,9 @@ class Run:
             size = tiles.tile_width, tiles.tile_height
             predict = in_windows(predict, size, tiles.overlap, tiles.batch_size, WEIGHTS[tiles.method])
         scale: float | Scale = r.cfg_scale or 0.0
+        embeds = self.model.family.denoiser.guidance_width > 0
+        if embeds:  # the network is told the scale, and guides itself
+            scale = 1.0
         if sampler.name in NEEDS_NEGATIVE:
             scale = (r.cfg_scale or 0.0) / CFGPP_SCALE
         if r.guidance_start > 0 or r.guidance_end < 1:
@@ -127,12 +137,20 @@ class Run:
             with_controls(_with_channels(side, channels), controls, side is self.positive)
             for side in (self.positive, self.negative)
         )
+        if embeds:
+            positive, negative = (_with_scale(side, r.cfg_scale or 0.0) for side in (positive, negative))
+        seen = (positive, negative) if watch is None else (watch.marked(positive), watch.marked(negative))
         if channels is not None and channels is not self.channels and self.model.family.variant == "pix2pix":
             by_picture = (isinstance(r, ImageToImage) and r.image_cfg_scale) or 0.0
             neither = _with_channels(self.negative, torch.zeros_like(channels))
             denoise = guidance.instruct(predict, positive, negative, neither, r.cfg_scale or 0.0, by_picture)
         else:
-            denoise = guidance.classifier_free(predict, positive, negative, scale, keep)
+            denoise = guidance.classifier_free(predict, *seen, scale, keep)
+        if r.pag is not None:
+            denoise = guidance.perturbed_attention(denoise, predict, perturbed(positive), pag_scale(r.pag, told))
+        if r.sag is not None and watch is not None:
+            sides = (positive, negative)
+            denoise = guidance.self_attention(denoise, predict, *sides, process, r.sag.scale, watch.blurred)
         if r.dynamic_thresholding is not None:
             thresholds = r.dynamic_thresholding
             denoise = guidance.dynamic_thresholding(denoise, thresholds.mimic_scale, thresholds.percentile)
@@ -165,7 +183,8 @@ class Run:
         r, process = self.resolved.request, self.model.process
         name = r.sampler_name or ""
         noise, level = self.noise(singles), float(self.sigmas[0])
-        scale = start_scale(name, process, level, r.dialect, self.model.family.spacing)
+        spacing = NAMED_SPACING.get(r.scheduler or "", self.model.family.spacing)
+        scale = start_scale(name, process, level, r.dialect, spacing)
         if start is None:
             first = noise(0) * scale
         else:
@@ -323,6 +342,12 @@ def fitting_plans(request: Painting, model: Model, branches: int, note: Say) -> 
 
 def _with_channels(branches: Sequence[Conditioning], channels: Tensor | None) -> tuple[Conditioning, ...]:
     return tuple(branches) if channels is None else tuple(replace(branch, channels=channels) for branch in branches)
+
+
+def _with_scale(branches: Sequence[Conditioning], scale: float) -> tuple[Conditioning, ...]:
+    """The branches with the CFG scale that a latent consistency model is told."""
+    told = torch.tensor([scale])
+    return tuple(replace(branch, extra={**branch.extra, "guidance": told}) for branch in branches)
 
 
 def empty_channels(model: Model, request: Painting) -> Tensor | None:

@@ -106,6 +106,65 @@ def skip_alternate(scale: float | Scale, below: float, calls_per_step: int = 1) 
     return skipping
 
 
+def perturbed_attention(
+    denoise: Denoise, predict: Predict, perturbed: Sequence[Conditioning], scale: Callable[[At], float]
+) -> Denoise:
+    """Perturbed-attention guidance (Ahn et al. 2024, equation 14): clean + scale * (positive - perturbed positive).
+
+    `perturbed` are the positive branches, marked so that `predict` perturbs them; AND parts and areas are composed as
+    those of `denoise`. A scale of 0 costs nothing.
+    """
+
+    def guided(latents: Tensor, at: At) -> Prediction:
+        prediction, factor = denoise(latents, at), scale(at)
+        if factor == 0:
+            return prediction
+        branches = _holding(perturbed, at, "positive")
+        parts = predict(latents, at, branches)
+        if prediction.unconditional is None or prediction.conditional is None:
+            positive, other = prediction.clean, _without_negative(parts, branches)
+        elif _blends(branches):
+            positive, other = prediction.conditional, _blend(parts, branches, prediction.unconditional)
+        else:
+            weights = [branch.strength for branch in branches]
+            positive, other = prediction.conditional, _combine(prediction.unconditional, parts, weights, 1.0)
+        clean = prediction.clean + factor * (positive - other)
+        return Prediction(clean, prediction.unconditional, prediction.conditional)
+
+    return guided
+
+
+def self_attention(
+    denoise: Denoise,
+    predict: Predict,
+    positive: Sequence[Conditioning],
+    negative: Sequence[Conditioning],
+    process: Process,
+    scale: float,
+    blurred: Callable[[Conditioning, Tensor], Tensor],
+) -> Denoise:
+    """Self-attention guidance (Hong et al. 2023, equation 16), in what the network predicts, as diffusers has it.
+
+    `denoise` asks marked twins of `positive` and `negative`; `blurred` makes of such a branch and its clean prediction
+    (B, C, H, W) one that is blurred where its pixels look most. That, at the same noise, is what the network is asked
+    once more: of the negative branches, or of the positive where there is no negative prompt.
+    """
+
+    def guided(latents: Tensor, at: At) -> Prediction:
+        prediction = denoise(latents, at)
+        alone = prediction.unconditional is None
+        clean = prediction.clean if prediction.unconditional is None else prediction.unconditional
+        branches = _holding(positive if alone else negative, at, "positive" if alone else "negative")
+        degraded = latents + (blurred(branches[0], clean) - clean)
+        parts = predict(degraded, at, branches)
+        other = _without_negative(parts, branches) if alone else _blend(parts, branches)
+        c_skip, _, _ = process.scalings(at.sigma)
+        away = (clean - c_skip * latents) - (other - c_skip * degraded)
+        return Prediction(prediction.clean + scale * away, prediction.unconditional, prediction.conditional)
+
+    return guided
+
+
 def rescale(denoise: Denoise, process: Process, phi: float) -> Denoise:
     """Guidance rescale (Lin et al. 2023, equations 15 and 16): the guided output gets the positive one's deviation.
 

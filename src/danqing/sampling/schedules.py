@@ -455,15 +455,19 @@ def _diffusers_levels(plan: Plan, spacing: Spacing) -> Tensor:
     return _interpolate(_diffusers_timesteps(row, spacing, plan.steps, len(plan.levels)), plan.levels)
 
 
+NAMED_SPACING: Mapping[str, Spacing] = {"SGM Uniform": "trailing", "Simple": "trailing", "DDIM": "leading"}
+"""The schedules that are a spacing by name in the diffusers dialect; the others leave it to the model's configuration."""
+
+
 def _diffusers(spacing: Spacing | None) -> ScheduleFunction:
-    """The class's timesteps, spaced as given or by its default."""
+    """The class's timesteps, spaced as given, else as the model's configuration says, else by its default."""
 
     def levels(plan: Plan) -> Tensor:
         if plan.process.prediction == "flow":
             # FlowMatchEulerDiscreteScheduler, whatever the sampler.
             return _normal(plan)
         row = _diffusers_row(plan)
-        spaced = _diffusers_levels(plan, plan.spacing or spacing or row.spacing)
+        spaced = _diffusers_levels(plan, spacing or plan.spacing or row.spacing)
         return torch.cat([spaced, plan.levels[:1]]) if row.ends_low else _append_zero(spaced)
 
     return levels
@@ -519,9 +523,7 @@ _SCHEDULES: Mapping[Dialect, Mapping[str, ScheduleFunction]] = {
         **_A1111,
         "Uniform": _diffusers(None),
         "Normal": _diffusers(None),
-        "SGM Uniform": _diffusers("trailing"),
-        "Simple": _diffusers("trailing"),
-        "DDIM": _diffusers("leading"),
+        **{name: _diffusers(spacing) for name, spacing in NAMED_SPACING.items()},
         "Karras": _diffusers_between(_karras),
         "Exponential": _diffusers_between(_exponential),
         "Beta": _diffusers_between(_beta),

@@ -1,0 +1,61 @@
+"""Whether a painting is by a model distilled to few steps: what was chosen, or what its files tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from danqing.adapters.fast import BY_NAME, Known, by_name, named, recognised
+from danqing.adapters.lora import name_of, open_adapter
+from danqing.checkpoints.files import open_file, read_json
+from danqing.errors import DanqingError
+from danqing.families import Model
+from danqing.pipeline.adapters import find_lora, tags
+from danqing.requests import Painting
+
+
+def fast_model(request: Painting, model: Model) -> Known | None:
+    """The request's own choice; else a LoRA of its prompt that is one; else what the checkpoint is.
+
+    Raises DanqingError where a U-Net with a guidance embedding was chosen, and this one has none.
+    """
+    if request.fast == "none":
+        return None
+    loras = _loras(request)
+    if request.fast is None:
+        return next((found for _, found in loras if found), None) or _of_checkpoint(model)
+    row = BY_NAME[request.fast]
+    if row.embeds and not model.family.denoiser.guidance_width:
+        raise DanqingError("fast: lcm is for U-Nets with a guidance embedding, which this one lacks; choose lcm-lora")
+    counts = (named(row, name) for name in (*(name for name, _ in loras), model.name))
+    known = next((each for each in counts if each.exact or each.row != row), Known(row, ""))
+    return Known(known.row, "you", known.exact, not any(found and found.row.name == row.name for _, found in loras))
+
+
+def _loras(request: Painting) -> list[tuple[str, Known | None]]:
+    """The names of the prompt's LoRAs that are there and not at strength 0, and which fast model each is."""
+    out = []
+    for tag in tags(request.prompt, request):
+        off = [*tag.positional[1:2], *(tag.named[key] for key in ("te", "unet") if key in tag.named)]
+        if not tag.positional or (off and all(text.strip() in ("0", "0.0") for text in off)):
+            continue
+        try:
+            file = open_adapter(find_lora(tag.positional[0]))
+        except DanqingError:
+            continue  # said where it is applied
+        out.append((name_of(file), recognised(name_of(file), file.metadata)))
+    return out
+
+
+def _of_checkpoint(model: Model) -> Known | None:
+    metadata: dict[str, str] = {}
+    scheduler: dict[str, object] = {}
+    path = Path(model.path) if model.path else None
+    if path is not None and path.is_dir():
+        config = path / "scheduler" / "scheduler_config.json"
+        scheduler = dict(read_json(config)) if config.is_file() else {}
+    elif path is not None and path.is_file() and path.suffix == ".safetensors":
+        metadata = dict(open_file(path).metadata)
+    found = recognised(model.name, metadata, model.family.denoiser.guidance_width, scheduler)
+    if found is None and (found := by_name(model.family.name)) is not None:
+        found = Known(found.row, "its family")
+    return None if found is None else Known(found.row, found.by, found.exact, checkpoint=True)
