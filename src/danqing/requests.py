@@ -104,6 +104,26 @@ DenoisingCurve = Literal["aggressive", "linear", "lazy"]
 """How a loopback's denoising strength goes from the first loop's to the last's (AUTOMATIC1111's script)."""
 ControlMode = Literal["balanced", "my prompt is more important", "controlnet is more important", "guess mode"]
 """Whose word counts, in the words and order of AUTOMATIC1111's extension; `guess mode` is diffusers'."""
+WeightType = Literal[
+    "linear",
+    "ease in",
+    "ease out",
+    "ease in-out",
+    "reverse in-out",
+    "weak input",
+    "weak middle",
+    "weak output",
+    "strong middle",
+    "style transfer",
+    "composition",
+    "strong style transfer",
+    "style and composition",
+]
+"""Where in the U-Net an image prompt's weight counts how much, in the words of ComfyUI_IPAdapter_plus."""
+Combine = Literal["concat", "average"]
+"""How several pictures make one image prompt: all of them are attended to, or what is seen of them is averaged."""
+REFERENCE = "reference only"
+"""Stands for an image prompt's model where none is needed: the painting's pixels attend to the picture's."""
 TiledMethod = Literal["MultiDiffusion", "Mixture of Diffusers"]
 """How overlapping tiles are weighted: by ramps across the overlaps, or by a bell about each tile's middle."""
 
@@ -340,6 +360,65 @@ class ControlUnit(BaseModel):
         return self
 
 
+class ImagePrompt(BaseModel):
+    """Pictures as a prompt: an IP-Adapter, InstantID's, a PhotoMaker, or `reference only`.
+
+    Names are those of AUTOMATIC1111's extension ControlNet and of ComfyUI_IPAdapter_plus.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: Text = Field(description="the adapter's file, by path or name, or `reference only`")
+    images: tuple[PictureSource, ...] = Field((), description="the pictures, several apart by |")
+    weight: float = Field(1.0, ge=-5, le=5, description="how much they are listened to")
+    weight_type: WeightType = Field("linear", description="where in the U-Net the weight counts")
+    guidance_start: Unit = Field(0.0, description="share of the steps at which it begins")
+    guidance_end: Unit = Field(1.0, description="share of the steps at which it ends")
+    combine: Combine = Field("concat", description="what several pictures make together")
+    encoder: Text | None = Field(None, description="CLIP's image tower, by path or name; unset is one that fits")
+    mask: PictureSource | None = Field(None, description="white where it acts")
+    faces: Text | None = Field(None, description="file of faces' vectors (.npy), for FaceID, InstantID, PhotoMaker v2")
+    identity_net: Text | None = Field(None, description="InstantID's ControlNet, by path or name")
+    keypoints: tuple[float, ...] = Field(
+        (), description="InstantID: eyes, nose and corners of the mouth as X Y of the painting's pixels, ten numbers"
+    )
+    identity_weight: float = Field(1.0, ge=0, le=5, description="how much InstantID's ControlNet is listened to")
+    style_fidelity: Unit = Field(0.5, description="reference only: how much the negative prompt's side is kept from it")
+
+    @field_validator("weight_type", "combine", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        return value.strip().casefold() if isinstance(value, str) else value
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(filter(None, map(str.strip, value.split("|"))))
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("encoder", "mask", "faces", "identity_net", mode="before")
+    @classmethod
+    def _left_out(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("keypoints", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.guidance_start > self.guidance_end:
+            raise DanqingError(
+                f"image_prompts: guidance_start, {self.guidance_start:g}, should not be above guidance_end, "
+                f"{self.guidance_end:g}"
+            )
+        if len(self.keypoints) not in (0, 10):
+            raise DanqingError(f"image_prompts: keypoints are ten numbers, X and Y of five points, not {len(self.keypoints)}")
+        return self
+
+
 class Detailer(BaseModel):
     """Find things in a painted picture and paint each again, larger (as the extension ADetailer does)."""
 
@@ -501,6 +580,10 @@ class Painting(BaseModel):
         (), description="ControlNets and what they are shown: `MODEL,PICTURE,canny,0.8; ...`, settings in their order"
     )
 
+    image_prompts: tuple[ImagePrompt, ...] = Field(
+        (), description="pictures as prompts, by IP-Adapters and their kin: `MODEL,PICTURE|PICTURE,0.8,style transfer; ...`"
+    )
+
     detailers: tuple[Detailer, ...] = Field(
         (), description="find things and paint them again, larger: `face.onnx a face; hand.onnx`"
     )
@@ -547,6 +630,16 @@ class Painting(BaseModel):
         if value.lstrip().startswith("["):
             return _from_json(value)
         return [_settings(part, ControlUnit) for part in filter(None, map(str.strip, value.split(";")))]
+
+    @field_validator("image_prompts", mode="before")
+    @classmethod
+    def _spelled_image_prompts(cls, value: Any) -> Any:
+        """`model,images,weight ...`, several apart by semicolons; or JSON."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return _from_json(value)
+        return [_settings(part, ImagePrompt) for part in filter(None, map(str.strip, value.split(";")))]
 
     @field_validator("detailers", mode="before")
     @classmethod

@@ -1,5 +1,7 @@
 """The pairs `ControlNet 0: "Module: canny, Model: ..."` of AUTOMATIC1111's extension, written and read.
 
+It holds image prompts for ControlNets too: their modules are `ip-adapter-auto` and kin, and `reference_only`.
+
 Format: Mikubill's sd-webui-controlnet, `infotext.py`. It records no picture, so Danqing's own pair says all besides.
 """
 
@@ -9,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from danqing.requests import ResolvedRequest
+from danqing.requests import REFERENCE, ImagePrompt, Reference, ResolvedRequest
 
 KEY = re.compile(r"ControlNet (\d+)")
 _FIELDS = {
@@ -36,15 +38,22 @@ _HARMLESS = {"Pixel Perfect", "Processor Res", "Hr Option", "Low Vram", "Save De
 """What the extension writes besides and has no say in how Danqing shows a picture."""
 
 
+_PROMPT_MODULE = re.compile(r"ip-adapter|ipadapter|instantid|reference_only", re.IGNORECASE)
+_PROMPT_FIELDS = {
+    "Model": "model",
+    "Weight": "weight",
+    "Guidance Start": "guidance_start",
+    "Guidance End": "guidance_end",
+}
+
+
 def control_pairs(resolved: ResolvedRequest) -> Iterator[tuple[str, str]]:
-    """One pair for each control of the request."""
-    for index, unit in enumerate(resolved.request.controls):
-        file = resolved.others.get(f"controls.{index}")
-        name = re.sub(r"\.(safetensors|pth|pt|ckpt|bin)$", "", file.name if file else unit.model)
-        digest = f" [{file.sha256[:8]}]" if file and file.sha256 else ""
+    """One pair for each control of the request, then one for each image prompt."""
+    controls = resolved.request.controls
+    for index, unit in enumerate(controls):
         values = {
             "module": unit.module,
-            "model": re.sub(r"[,:]", "_", name) + digest,
+            "model": _named(resolved.others.get(f"controls.{index}"), unit.model),
             "weight": unit.weight,
             "resize_mode": _RESIZES[unit.resize_mode],
             "guidance_start": unit.guidance_start,
@@ -52,19 +61,50 @@ def control_pairs(resolved: ResolvedRequest) -> Iterator[tuple[str, str]]:
             "control_mode": _MODES[unit.control_mode],
         }
         yield f"ControlNet {index}", ", ".join(f"{key}: {values[field]}" for key, field in _FIELDS.items())
+    for index, asked in enumerate(resolved.request.image_prompts):
+        file = resolved.others.get(f"image_prompts.{index}.model")
+        yield (
+            f"ControlNet {len(controls) + index}",
+            ", ".join(f"{k}: {v}" for k, v in _prompt_pairs(asked, file).items()),
+        )
 
 
-def read_controls(pairs: Mapping[str, str], notes: list[str]) -> list[dict[str, Any]]:
-    """The controls that the pairs of another tool tell, without their pictures; `notes` gets what has no counterpart."""
-    units: list[dict[str, Any]] = []
+def _prompt_pairs(asked: ImagePrompt, file: Reference | None) -> dict[str, object]:
+    pairs: dict[str, object] = {
+        "Module": "reference_only" if file is None else "ip-adapter-auto",
+        "Model": "None" if file is None else _named(file, asked.model),
+        "Weight": asked.weight,
+        "Guidance Start": asked.guidance_start,
+        "Guidance End": asked.guidance_end,
+    }
+    return pairs | ({"Threshold A": asked.style_fidelity} if file is None else {})
+
+
+def _named(file: Reference | None, asked: str) -> str:
+    name = re.sub(r"\.(safetensors|pth|pt|ckpt|bin)$", "", file.name if file else asked)
+    digest = f" [{file.sha256[:8]}]" if file and file.sha256 else ""
+    return re.sub(r"[,:]", "_", name) + digest
+
+
+def read_controls(pairs: Mapping[str, str], notes: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """`controls` and `image_prompts` that the pairs of another tool tell, without their pictures; `notes` gets what has
+    no counterpart."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for key in sorted((key for key in pairs if KEY.fullmatch(key)), key=lambda key: int(key.split()[1])):
         told = dict(part.strip().partition(": ")[::2] for part in pairs[key].split(",") if ": " in part)
-        unit = {field: told[name] for name, field in _FIELDS.items() if name in told}
+        is_prompt = bool(_PROMPT_MODULE.search(told.get("Module", "")))
+        fields, reference = (_PROMPT_FIELDS if is_prompt else _FIELDS), told.get("Module") == "reference_only"
+        unit = {field: told[name] for name, field in fields.items() if name in told}
+        if reference:
+            unit["model"] = REFERENCE
+            fields = fields | {"Threshold A": "style_fidelity"}
+            unit |= {"style_fidelity": told["Threshold A"]} if "Threshold A" in told else {}
         if "model" not in unit or unit["model"] == "None":
             notes.append(f"'{key}: {pairs[key][:60]}' has no counterpart here and is left out")
             continue
-        left = [f"{name}: {value}" for name, value in told.items() if name not in {*_FIELDS, *_HARMLESS}]
+        harmless = _HARMLESS | ({"Module", "Resize Mode", "Control Mode", "Threshold B"} if is_prompt else set())
+        left = [f"{name}: {value}" for name, value in told.items() if name not in {*fields, *harmless}]
         notes += [f"{key}: '{pair[:60]}' has no counterpart here and is left out" for pair in left]
         notes.append(f"{key}: the picture that it was shown is not recorded")
-        units.append(unit)
-    return units
+        found.setdefault("image_prompts" if is_prompt else "controls", []).append(unit)
+    return found

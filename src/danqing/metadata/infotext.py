@@ -537,8 +537,8 @@ def read_infotext(text: str) -> Told:
             _merge(fields, entries[key].read(value))
         elif key not in _UNIMPORTANT and key not in network_text.KEYS and not KEY.fullmatch(key):
             notes.append(f"'{key}: {value[:60]}' has no counterpart here and is left out")
-    if not own and (controls := read_controls(pairs, notes)):
-        fields["controls"] = controls
+    if not own:
+        fields |= read_controls(pairs, notes)
     fields |= network_text.read_network(pairs, notes)
     notes += sorted(_more_of_tiles(pairs.get("Tiled Diffusion", "")))
     kind = _kind(pairs)

@@ -159,6 +159,8 @@ class IPAdapter(nn.Module):
 
     def tokens(self, *told: Tensor) -> Tensor:
         """(n, ...) of n pictures, by `config.look` -> (n, tokens, C). `face and patches` takes the two in this order."""
+        if self.config.kind == "plus" and self.config.look == "face":
+            told = (told[0][:, None],)  # a resampler gathers from many: here from one
         if len(told) == 1:
             return by_row(self.image_proj, told[0])
         rows = zip(*(t.split(1) for t in told))

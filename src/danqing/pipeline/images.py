@@ -21,7 +21,8 @@ from danqing.requests import PictureSource, Reference, ResizeMode
 from danqing.vocabulary import quoted
 
 FIELDS = ("image", "mask", "subimage")
-"""A request's fields that are pictures; those of its regions and controls come under `regions.0.mask`, `controls.0.image`."""
+"""A request's fields that are pictures; those of its regions, controls and image prompts come under `regions.0.mask`,
+`controls.0.image`, `image_prompts.0.images.0` and `image_prompts.0.mask`."""
 
 
 def open_picture(source: PictureSource, field: str = "image") -> Image.Image:
@@ -65,6 +66,16 @@ def with_references(request: Any, pictures: Mapping[str, Image.Image]) -> Any:
             unit.model_copy(update={"image": named.get(f"controls.{index}.image")})
             for index, unit in enumerate(request.controls)
         )
+    if any(field.startswith("image_prompts.") for field in named):
+        changes["image_prompts"] = tuple(
+            asked.model_copy(
+                update={
+                    "images": tuple(named[f"image_prompts.{index}.images.{n}"] for n in range(len(asked.images))),
+                    "mask": named.get(f"image_prompts.{index}.mask"),
+                }
+            )
+            for index, asked in enumerate(request.image_prompts)
+        )
     return request.model_copy(update=changes)
 
 
@@ -83,6 +94,9 @@ def _sources(request: BaseModel) -> dict[str, PictureSource]:
         named[f"regions.{index}.mask"] = region.mask
     for index, unit in enumerate(getattr(request, "controls", ())):
         named[f"controls.{index}.image"] = unit.image
+    for index, asked in enumerate(getattr(request, "image_prompts", ())):
+        named[f"image_prompts.{index}.mask"] = asked.mask
+        named |= {f"image_prompts.{index}.images.{n}": source for n, source in enumerate(asked.images)}
     return {field: source for field, source in named.items() if source is not None}
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from danqing.adapters.control import part_of
+from danqing.adapters.steer import part_of
 from danqing.pipeline.canvas import Canvas, canvas_of
 from danqing.pipeline.colors import match_colors
 from danqing.pipeline.images import fit, flatten, mask_pixels, to_pixels

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from danqing.adapters.control import Unit
+from danqing.adapters.steer import Steering
 from danqing.checkpoints.load import with_autoencoder
 from danqing.errors import DanqingError
 from danqing.families import Model
@@ -23,6 +23,7 @@ from danqing.pipeline.detect import Detect
 from danqing.pipeline.expand import expand
 from danqing.pipeline.fast import fast_model
 from danqing.pipeline.hires import text_to_image, upscaler_file
+from danqing.pipeline.image_prompts import load_prompters, prompt_files, with_prompt_loras, with_prompts
 from danqing.pipeline.images import open_pictures, with_references
 from danqing.pipeline.models import Say, find_vae, hashes_later, load, print_note
 from danqing.pipeline.over import image_to_image
@@ -79,7 +80,7 @@ def stream(
     cache: Cache | None = None,
     models: Mapping[str, Model] | None = None,
     detectors: Mapping[str, Detect] | None = None,
-    units: Sequence[Unit] = (),
+    units: Sequence[Steering] = (),
     **fields: Any,
 ) -> Generator[Progress, None, None]:
     """Paint step by step. Closing the iterator stops after the step; what was yielded stays good.
@@ -90,8 +91,8 @@ def stream(
     around the denoiser (`sampling.guidance.classifier_guidance` for one). `cache` keeps encoded prompts for later
     requests to one model. `models` are loaded already, by the names that the request has for them (refiner, hires
     fix); others are loaded. `detectors` are functions that find things for detailers, by name, likewise. `units` are
-    ControlNets and T2I-Adapters besides the request's own, each with what it is shown (`adapters.control.Unit`); the
-    record does not name them.
+    ControlNets, T2I-Adapters and image prompts besides the request's own, each with what it is shown
+    (`adapters.steer.Steering`); the record does not name them.
     Raises DanqingError for a field that is wrong, a checkpoint or picture that does not fit, or memory that is too
     small.
     """
@@ -113,6 +114,7 @@ def stream(
         detectors or {},
         tuple(units),
         load_controls(request, model),
+        load_prompters(request, model),
     )
     return _parts(expand(request), studio, safety_checker)
 
@@ -154,8 +156,9 @@ def _batches(request: Painting, studio: Studio, safety_checker: bool) -> Generat
     resolved, files = _resolved(request, studio)
     for line in resolved.notes:
         note(line)
-    dressed = dress(resolved.request, replace(studio, note=note))
+    dressed = dress(resolved.request, with_prompt_loras(replace(studio, note=note), resolved.request))
     studio, files = with_units(dressed.studio, resolved.request), files | dressed.paths
+    studio = with_prompts(studio, resolved.request)
     resolved = resolved.model_copy(update={"others": {**resolved.others, **dressed.references}})
     checker = load_checker(model) if safety_checker else None
     if checker is None and folder_of(model):
@@ -210,6 +213,9 @@ def _resolved(request: Painting, studio: Studio) -> tuple[ResolvedRequest, dict[
     for index, file in enumerate(control_files(resolved.request)):
         others[f"controls.{index}"] = Reference(name=file.name)
         paths[f"controls.{index}"] = str(file)
+    for field, file in prompt_files(resolved.request).items():
+        others[field] = Reference(name=file.name)
+        paths[field] = str(file)
     asked = with_references(resolved.request, studio.pictures)
     return resolved.model_copy(update={"request": asked, "others": others}), paths
 

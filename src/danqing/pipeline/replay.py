@@ -23,7 +23,7 @@ from danqing.pipeline.images import open_picture
 from danqing.pipeline.models import Say, find_vae, load, print_note
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
-from danqing.requests import Painting, Reference, ResolvedRequest
+from danqing.requests import ImagePrompt, Painting, PictureSource, Reference, ResolvedRequest
 from danqing.runtime.devices import pick_device
 
 _PICTURES = ("image", "mask", "subimage")
@@ -106,7 +106,23 @@ def _with_pictures(path: Path, told: Told, given: Mapping[str, str | Path]) -> P
                 part.model_copy(update={picture: _beside(path, sources[place], words)}) if place in sources else part
                 for place, part in enumerate(parts)
             )
+    if request.image_prompts:
+        changes["image_prompts"] = tuple(_shown_again(path, asked) for asked in request.image_prompts)
     return request.model_copy(update=changes)
+
+
+def _shown_again(path: Path, asked: ImagePrompt) -> ImagePrompt:
+    """An image prompt with paths in place of its pictures, and of a file of faces that lies beside the painting."""
+
+    def beside(source: PictureSource) -> PictureSource:
+        return _beside(path, source, "an image prompt's picture") if isinstance(source, Reference) else source
+
+    changes: dict[str, Any] = {"images": tuple(map(beside, asked.images))}
+    if asked.mask is not None:
+        changes["mask"] = beside(asked.mask)
+    if asked.faces is not None and not Path(asked.faces).expanduser().is_file():
+        changes["faces"] = str(path.parent / Path(asked.faces.replace("\\", "/")).name)
+    return asked.model_copy(update=changes)
 
 
 def _beside(path: Path, source: Reference, field: str) -> str:
@@ -128,7 +144,7 @@ def _beside(path: Path, source: Reference, field: str) -> str:
 
 
 def _further(told: Told, request: Painting) -> dict[str, Any]:
-    """Further checkpoints, and controls, by name and hash where their recorded paths lead nowhere."""
+    """Further checkpoints, controls and image prompts, by name and hash where their recorded paths lead nowhere."""
 
     def found(value: str, key: str) -> str:
         known = told.others.get(key)
@@ -141,6 +157,15 @@ def _further(told: Told, request: Painting) -> dict[str, Any]:
     changes["controls"] = tuple(
         unit.model_copy(update={"model": found(unit.model, f"controls.{index}")})
         for index, unit in enumerate(request.controls)
+    )
+    changes["image_prompts"] = tuple(
+        asked.model_copy(
+            update={
+                field: found(getattr(asked, field) or "", f"image_prompts.{index}.{field}") or None
+                for field in ("model", "encoder", "identity_net")
+            }
+        )
+        for index, asked in enumerate(request.image_prompts)
     )
     return changes
 

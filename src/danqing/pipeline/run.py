@@ -11,10 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.adapters.attention_guidance import Watch, perturbed
-from danqing.adapters.control import Unit, control, control_source, with_controls
+from danqing.adapters.identity import Identity
+from danqing.adapters.steer import Steering, steered, steering_sources
 from danqing.families import Model
+from danqing.models.clip_vision import CLIPVision
 from danqing.models.conditioning import Conditioning
 from danqing.models.controlnet import ControlNet
+from danqing.models.ip_adapter import IPAdapter
+from danqing.models.photomaker import PhotoMaker
 from danqing.models.seamless import seamless
 from danqing.models.t2i_adapter import T2IAdapter
 from danqing.pipeline.decode import decode, encode, to_image
@@ -57,6 +61,8 @@ from danqing.vocabulary import find_sampler
 Wrap = Callable[[Denoise], Denoise]
 Networks = Mapping[Path, ControlNet | T2IAdapter]
 """ControlNets and T2I-Adapters by the paths of their files."""
+Prompters = Mapping[Path, IPAdapter | PhotoMaker | CLIPVision | ControlNet]
+"""What makes image prompts, and the image towers that it looks through, likewise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +84,8 @@ class Run:
     """(1, C', h, w): what an inpainting or instruct-pix2pix model is told where there is no picture."""
     full: bool = True
     """Whether `sigmas` begin at the schedule's beginning."""
-    controls: tuple[Unit, ...] = ()
-    """ControlNets and T2I-Adapters with what they are shown; a refiner is shown nothing."""
+    controls: tuple[Steering, ...] = ()
+    """ControlNets, T2I-Adapters and image prompts with what they are shown; a refiner is shown nothing."""
 
     @property
     def count(self) -> int:
@@ -106,7 +112,7 @@ class Run:
         watch = Watch(r.sag, self.model.family.denoiser) if r.sag is not None else None
         sources = [watch.source] if watch else []
         sources += patch_sources(r, self.model, self.count)
-        sources += [control_source(self.model, self.count, r.dialect, self.note)] if self.controls else []
+        sources += steering_sources(self.controls, self.model, self.count, r.dialect, self.note)
         predict = predictor(
             self.model,
             pictures_per_call=plan.pictures_per_call,
@@ -132,11 +138,8 @@ class Run:
         keep = sampler.name in NEEDS_NEGATIVE
         channels = self.channels if start is None or start.channels is None else start.channels
         cell = self.model.family.autoencoder.downscale
-        controls = [control(unit, *self.cells, cell) for unit in self.controls]
-        positive, negative = (
-            with_controls(_with_channels(side, channels), controls, side is self.positive)
-            for side in (self.positive, self.negative)
-        )
+        positive, negative = (_with_channels(side, channels) for side in (self.positive, self.negative))
+        positive, negative = steered(positive, negative, self.controls, self.cells, cell, self.latents)
         if embeds:
             positive, negative = (_with_scale(side, r.cfg_scale or 0.0) for side in (positive, negative))
         seen = (positive, negative) if watch is None else (watch.marked(positive), watch.marked(negative))
@@ -261,7 +264,7 @@ def prepare(
     first_pass_steps: int | None = None,
     pictures: Mapping[str, Image.Image] | None = None,
     refiner: Model | None = None,
-    controls: Sequence[Unit] = (),
+    controls: Sequence[Steering] = (),
 ) -> Run:
     """Encode the prompts, choose the noise levels and a plan that fits in memory.
 
@@ -275,7 +278,13 @@ def prepare(
         )
     sigmas = levels(r, model, strength, exact)
     positive, negative = encode_texts(
-        r, model, note, {} if cache is None else cache, first_pass_steps=first_pass_steps, pictures=pictures
+        r,
+        model,
+        note,
+        {} if cache is None else cache,
+        first_pass_steps=first_pass_steps,
+        pictures=pictures,
+        identity=next((unit for unit in controls if isinstance(unit, Identity)), None),
     )
     branches = len([b for b in positive if b.holds(0)]) + len([b for b in negative if b.holds(0)])
     second = None if refiner is None else prepare(resolved, refiner, note, None, pictures=pictures)
@@ -302,10 +311,12 @@ class Studio:
     """More models, by the request's field: `refiner_checkpoint`, `hr_checkpoint_name`."""
     detectors: Mapping[str, Detect] = field(default_factory=dict)
     """Detectors of detailers, by the name that a request has for them; others are loaded."""
-    controls: tuple[Unit, ...] = ()
-    """ControlNets and T2I-Adapters with what they are shown."""
+    controls: tuple[Steering, ...] = ()
+    """ControlNets, T2I-Adapters and image prompts with what they are shown."""
     networks: Networks = field(default_factory=dict)
     """Those of the request's own controls, loaded."""
+    prompters: Prompters = field(default_factory=dict)
+    """Those of its image prompts, likewise."""
 
 
 @dataclass(frozen=True, eq=False)

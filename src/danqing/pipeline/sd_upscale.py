@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from danqing.adapters.control import part_of
+from danqing.adapters.steer import part_of
 from danqing.errors import DanqingError
 from danqing.pipeline.images import flatten
 from danqing.pipeline.over import image_to_image, later

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.adapters.hypernetwork import TAG
+from danqing.adapters.identity import Identity, identified
 from danqing.adapters.lora import TAGS
 from danqing.errors import DanqingError
 from danqing.families import Model
@@ -17,7 +18,7 @@ from danqing.models.conditioning import Conditioning
 from danqing.pipeline.images import mask_pixels
 from danqing.pipeline.models import Say
 from danqing.prompts.encode import Cache, Sizes, conditionings
-from danqing.prompts.grammar import understand
+from danqing.prompts.grammar import Prompt, understand
 from danqing.requests import Painting, Region
 from danqing.vocabulary import find_sampler
 
@@ -32,10 +33,12 @@ def encode(
     *,
     first_pass_steps: int | None = None,
     pictures: Mapping[str, Image.Image] | None = None,
+    identity: Identity | None = None,
 ) -> tuple[Branches, Branches]:
     """The positive and the negative branches of a resolved request.
 
     `first_pass_steps` is set in the second pass of a hires fix; `pictures` are the masks of regions, by field.
+    `identity` is whom a PhotoMaker puts into the prompt.
     Raises DanqingError where a variation prompt has another structure than the prompt.
     """
     r = request
@@ -63,17 +66,24 @@ def encode(
             if not (dressed and tag.kind in (*TAGS, TAG)):
                 why = "only the prompt's own count" if tag.kind in (*TAGS, TAG) else "there is no such kind of network"
                 note(f"<{tag.kind}:{':'.join(tag.positional)}> is left out: {why}")
-        return conditionings(
-            model,
-            prompt,
-            emphasis=r.emphasis or "original",
-            clip_skip=r.clip_skip,
-            dialect=r.dialect,
-            sizes=sizes,
-            negative=negative,
-            cache=cache,
-            say=note,
-        )
+        emphasis = r.emphasis or "original"
+
+        def encoded(prompt: Prompt) -> Branches:
+            return conditionings(
+                model,
+                prompt,
+                emphasis=emphasis,
+                clip_skip=r.clip_skip,
+                dialect=r.dialect,
+                sizes=sizes,
+                negative=negative,
+                cache=cache,
+                say=note,
+            )
+
+        if identity is None or not dressed:
+            return encoded(prompt)
+        return identified(identity, prompt, model, encoded, steps=r.steps or 1, dialect=r.dialect, emphasis=emphasis)
 
     positive = side(r.prompt, dressed=True)
     if r.subprompt is not None and r.subprompt_strength > 0:

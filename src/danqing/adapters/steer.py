@@ -1,0 +1,92 @@
+"""All that steers a painting by pictures, as one list: ControlNets, picture prompts, references, and whom it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from danqing.adapters import control
+from danqing.adapters.control import Unit, control_source, fitted, with_controls
+from danqing.adapters.identity import Identity
+from danqing.adapters.image_prompt import PicturePrompt, Shown, prompt_source, shown
+from danqing.adapters.reference import ReferencePicture, reference_source, references
+from danqing.families import Model
+from danqing.models.conditioning import Conditioning, Mapped
+from danqing.sampling.predict import PatchSource
+from danqing.vocabulary import Dialect
+
+Steering = Unit | PicturePrompt | ReferencePicture | Identity
+Branches = tuple[Conditioning, ...]
+
+
+def part_of(unit: Steering, size: tuple[int, int], box: tuple[int, int, int, int]) -> Steering:
+    """The unit for a part of the picture: `box` = (left, upper, right, lower) of a picture of `size` = (width, height).
+
+    A ControlNet is shown its part, a mask is cut; pictures that are prompts stay whole.
+    """
+    if isinstance(unit, Unit):
+        return control.part_of(unit, size, box)
+    if isinstance(unit, PicturePrompt) and unit.mask is not None:
+        left, upper, right, lower = box
+        return replace(unit, mask=fitted(unit.mask, *size, "stretch")[..., upper:lower, left:right])
+    return unit
+
+
+def steered(
+    positive: Branches,
+    negative: Branches,
+    units: Sequence[Steering],
+    cells: tuple[int, int],
+    cell: int,
+    encode: Callable[[Tensor], Tensor],
+) -> tuple[Branches, Branches]:
+    """The branches of both sides with what acts on them, for latents of `cells` = (width, height), `cell` pixels each.
+
+    `encode` makes latents of pixels (1, 3, H, W) in [-1, 1]. Picture prompts' tokens stand one after another in
+    `image_tokens`. A ControlNet that listens to a picture prompt is told where its tokens are.
+    """
+    prompts = [unit for unit in units if isinstance(unit, PicturePrompt)]
+    placed: list[Shown] = []
+    for prompt in prompts:
+        placed.append(shown(prompt, sum(each.count for each in placed), *cells, cell))
+    if placed:
+        positive = _with_tokens(positive, [prompt.positive for prompt in prompts], placed)
+        negative = _with_tokens(negative, [prompt.negative for prompt in prompts], placed)
+    for unit in units:
+        if isinstance(unit, ReferencePicture):
+            ours, theirs = references(unit, cells[0] * cell, cells[1] * cell, encode)
+            positive, negative = _with(positive, [ours]), _with(negative, [theirs])
+    nets = []
+    for unit in units:
+        if isinstance(unit, Unit):
+            heard = next((each for each in placed if each.prompt is unit.listens), None)
+            told = None if heard is None else (heard.first, heard.count)
+            nets.append(replace(control.control(unit, *cells, cell), told=told))
+    return with_controls(positive, nets, True), with_controls(negative, nets, False)
+
+
+def steering_sources(
+    units: Sequence[Steering], model: Model, steps: int, dialect: Dialect, say: Callable[[str], None]
+) -> list[PatchSource]:
+    """What `predictor(patches=together(...))` is given so that the units act, over a run of `steps`."""
+    kinds = {type(unit) for unit in units}
+    found = []
+    if ReferencePicture in kinds:
+        found.append(reference_source(model, steps, dialect, say))
+    if PicturePrompt in kinds:
+        found.append(prompt_source(model, steps, dialect))
+    if Unit in kinds:
+        found.append(control_source(model, steps, dialect, say))
+    return found
+
+
+def _with(branches: Branches, acting: Sequence[Mapped]) -> Branches:
+    return tuple(replace(branch, controls=(*branch.controls, *acting)) for branch in branches)
+
+
+def _with_tokens(branches: Branches, tokens: Sequence[Tensor], placed: Sequence[Shown]) -> Branches:
+    joined = torch.cat(list(tokens), 1)
+    return _with(tuple(replace(branch, image_tokens=joined) for branch in branches), placed)

@@ -1,0 +1,229 @@
+"""A request's image prompts: their files found and loaded, their pictures looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from danqing.adapters.apply import Use, apply
+from danqing.adapters.control import Unit
+from danqing.adapters.identity import draw_keypoints, identity
+from danqing.adapters.image_prompt import picture_prompt
+from danqing.adapters.lora import read_opened
+from danqing.adapters.preprocess import to_hint
+from danqing.adapters.reference import ReferencePicture
+from danqing.adapters.steer import Steering
+from danqing.checkpoints.controls import load_control
+from danqing.checkpoints.files import open_file
+from danqing.checkpoints.image_prompts import (
+    TOWERS,
+    ip_adapter_config,
+    load_faces,
+    load_image_prompt,
+    load_tower,
+    lora_part,
+    tower_widths,
+)
+from danqing.checkpoints.recognise import kind_of
+from danqing.errors import DanqingError
+from danqing.families import Model
+from danqing.library.names import find, known
+from danqing.library.settings import Settings, load_settings
+from danqing.models.clip_vision import CLIPVision
+from danqing.models.controlnet import ControlNet
+from danqing.models.ip_adapter import IPAdapter, IPAdapterConfig
+from danqing.models.photomaker import PhotoMaker
+from danqing.pipeline.images import flatten, mask_pixels
+from danqing.pipeline.run import Prompters, Studio
+from danqing.requests import REFERENCE, ImagePrompt, Painting
+
+_ALWAYS = {"model", "guidance_start", "guidance_end"}
+_WEIGHED = _ALWAYS | {"weight", "weight_type", "combine", "mask"}
+_FIELDS: Mapping[str, set[str]] = {
+    REFERENCE: _ALWAYS | {"images", "weight", "style_fidelity"},
+    "an IP-Adapter of pictures": _WEIGHED | {"images", "encoder"},
+    "an adapter of faces": _WEIGHED | {"faces"},
+    "an adapter of faces with an identity_net": _WEIGHED
+    | {"faces", "images", "identity_net", "keypoints", "identity_weight"},
+    "an adapter of faces and pictures": _WEIGHED | {"faces", "images", "encoder"},
+    "PhotoMaker v1": _ALWAYS | {"images"},
+    "PhotoMaker v2": _ALWAYS | {"images", "faces"},
+}
+"""Which settings have an effect with what."""
+
+
+def prompt_files(request: Painting) -> dict[str, Path]:
+    """The files that the request's image prompts are made with, by the record's field: `image_prompts.0.model` ...
+
+    An image tower that is not named is the first of the library's that fits. Raises DanqingError for an unknown name,
+    or where none fits.
+    """
+    files: dict[str, Path] = {}
+    settings = load_settings() if request.image_prompts else None
+    for index, asked in enumerate(request.image_prompts):
+        if settings is None or _is_reference(asked):
+            continue
+        key = f"image_prompts.{index}"
+        path = files[f"{key}.model"] = find(asked.model, "ip_adapter", settings).path
+        if asked.identity_net is not None:
+            files[f"{key}.identity_net"] = find(asked.identity_net, "controlnet", settings).path
+        if asked.faces is not None:
+            files[f"{key}.faces"] = Path(asked.faces).expanduser()
+        file = open_file(path)
+        if kind_of(file.shapes).name == "ip-adapter" and (config := ip_adapter_config(file)).look != "face":
+            files[f"{key}.encoder"] = _tower(path, config, asked.encoder, settings)
+        elif asked.encoder is not None:
+            raise DanqingError(f"image_prompts: encoder has no effect with '{asked.model}'; leave it out")
+    return files
+
+
+def load_prompters(request: Painting, model: Model) -> Prompters:
+    """The networks of the request's image prompts by their paths, each once. Raises DanqingError for one that does not
+    fit the model."""
+    networks: dict[Path, IPAdapter | PhotoMaker | CLIPVision | ControlNet] = {}
+    for field, path in prompt_files(request).items():
+        if path in networks:
+            continue
+        if field.endswith(".model"):
+            networks[path] = load_image_prompt(path, model)
+        elif field.endswith(".encoder"):
+            networks[path] = load_tower(path, model)
+        elif field.endswith(".identity_net"):
+            network = load_control(path, model)
+            if not isinstance(network, ControlNet):
+                raise DanqingError(f"{path}: is a T2I-Adapter; InstantID's identity_net is a ControlNet")
+            networks[path] = network
+    return networks
+
+
+def with_prompt_loras(studio: Studio, request: Painting) -> Studio:
+    """The studio whose model wears what PhotoMaker's and FaceID's files bring for its weights."""
+    for field, path in prompt_files(request).items():
+        part = lora_part(path, studio.model) if field.endswith(".model") else None
+        if part is not None:
+            adapter = read_opened(part, studio.model.family, path.stem)
+            model = apply(studio.model, [Use(adapter)], studio.note)
+            studio = replace(studio, model=model, cache=studio.cache.setdefault(("prompter", str(path)), {}))
+    return studio
+
+
+def with_prompts(studio: Studio, request: Painting) -> Studio:
+    """The studio with the image prompts of a resolved request besides what steers it already.
+
+    Raises DanqingError for one without what it looks at, or with a setting that has no effect.
+    """
+    if not request.image_prompts:
+        return studio
+    other = studio.others.get("hr_checkpoint_name")
+    if other is not None and other.family.denoiser != studio.model.family.denoiser:
+        raise DanqingError("image_prompts: the hires checkpoint is of another family, and they do not fit both")
+    files = prompt_files(request)
+    steering: list[Steering] = []
+    for index, asked in enumerate(request.image_prompts):
+        steering += _prompt(index, asked, request, studio, files)
+    if sum(isinstance(studio.prompters.get(path), PhotoMaker) for path in files.values()) > 1:
+        raise DanqingError("image_prompts: one PhotoMaker at a time; give it all photographs")
+    return replace(studio, controls=(*studio.controls, *steering))
+
+
+def _prompt(
+    index: int, asked: ImagePrompt, request: Painting, studio: Studio, files: Mapping[str, Path]
+) -> list[Steering]:
+    key = f"image_prompts.{index}"
+    shown = [studio.pictures[f"{key}.images.{number}"] for number in range(len(asked.images))]
+    if not shown and "image" in studio.pictures:
+        shown = [studio.pictures["image"]]
+    pixels = [to_hint(flatten(picture)) for picture in shown]
+    start, end = asked.guidance_start, asked.guidance_end
+    if _is_reference(asked):
+        _require_effects(asked, REFERENCE)
+        if not pixels:
+            raise DanqingError("image_prompts: reference only is shown no picture; give one by its images")
+        return [ReferencePicture(each, asked.weight, start, end, asked.style_fidelity) for each in pixels]
+    network = studio.prompters[files[f"{key}.model"]]
+    faces = load_faces(files[f"{key}.faces"]) if asked.faces is not None else None
+    if isinstance(network, PhotoMaker):
+        _require_effects(asked, "PhotoMaker v2" if network.photomaker.faces else "PhotoMaker v1")
+        return [identity(network, pixels, faces, start, end)]
+    assert isinstance(network, IPAdapter)
+    look = network.config.look
+    title = {"face": "an adapter of faces", "face and patches": "an adapter of faces and pictures"}.get(look)
+    if look == "face" and asked.identity_net is not None:
+        title = "an adapter of faces with an identity_net"
+    _require_effects(asked, title or "an IP-Adapter of pictures")
+    several = len(faces) if faces is not None else len(pixels)
+    if asked.combine == "average" and several < 2:
+        raise DanqingError("image_prompts: combine has no effect on a single picture; leave it out")
+    tower = studio.prompters.get(files[f"{key}.encoder"]) if f"{key}.encoder" in files else None
+    if look != "face" and not pixels:
+        raise DanqingError(f"image_prompts: '{asked.model}' is shown no picture; give one by its images")
+    mask = studio.pictures.get(f"{key}.mask")
+    prompt = picture_prompt(
+        network,
+        studio.model.family.denoiser,
+        tower=tower if isinstance(tower, CLIPVision) else None,
+        pixels=pixels if look != "face" else (),
+        faces=faces,
+        combine=asked.combine,
+        kind=asked.weight_type,
+        weight=asked.weight,
+        start=start,
+        end=end,
+        mask=None if mask is None else mask_pixels(mask),
+    )
+    if asked.identity_net is None:
+        return [prompt]
+    net = studio.prompters[files[f"{key}.identity_net"]]
+    assert isinstance(net, ControlNet)
+    hint = _keypoints(asked, request, pixels)
+    return [prompt, Unit(net, (hint,), weight=asked.identity_weight, start=start, end=end, listens=prompt)]
+
+
+def _keypoints(asked: ImagePrompt, request: Painting, pixels: list[Tensor]) -> Tensor:
+    """The face's points as InstantID's network is shown them."""
+    if asked.keypoints:
+        points = list(zip(asked.keypoints[::2], asked.keypoints[1::2]))
+        return to_hint(draw_keypoints(points, (request.width or 0, request.height or 0)))
+    if len(pixels) != 1:
+        raise DanqingError("image_prompts: InstantID wants the face's keypoints, or one picture of them")
+    return pixels[0]
+
+
+def _is_reference(asked: ImagePrompt) -> bool:
+    return asked.model.strip().casefold().replace("_", " ").replace("-", " ") == REFERENCE
+
+
+def _require_effects(asked: ImagePrompt, title: str) -> None:
+    for name, info in ImagePrompt.model_fields.items():
+        if name not in _FIELDS[title] and getattr(asked, name) != info.default:
+            raise DanqingError(f"image_prompts: {name} has no effect with {title}; leave it out")
+
+
+def _tower(path: Path, config: IPAdapterConfig, name: str | None, settings: Settings) -> Path:
+    """The image tower that an adapter looks through."""
+    answer = "vector" if config.look == "vector" else "patches"
+    wanted = TOWERS.get((answer, config.feature_width), f"whose {answer} have {config.feature_width} numbers")
+    if name is not None:
+        tower = find(name, "clip_vision", settings).path
+        width = tower_widths(tower)[answer]
+        if width != config.feature_width:
+            other = TOWERS.get((answer, width), f"whose {answer} have {width} numbers")
+            raise DanqingError(f"{tower}: is the image tower {other}; '{path.name}' looks through {wanted}")
+        return tower
+    for entry in known(settings):
+        if entry.kind == "clip_vision" and _widths(entry.path).get(answer) == config.feature_width:
+            return entry.path
+    raise DanqingError(
+        f"{path}: looks at pictures through CLIP's image tower {wanted}; give its file by encoder, or put it into the "
+        "folder clip_vision"
+    )
+
+
+def _widths(path: Path) -> dict[str, int]:
+    try:
+        return tower_widths(path)
+    except DanqingError:
+        return {}

@@ -1,0 +1,235 @@
+"""A request's image prompts: from files and pictures to a painting, its record and its replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from tests.ip_adapter_files import photomaker, save_ip_adapter, save_tower
+
+import danqing
+from danqing.errors import DanqingError
+from danqing.families import Model
+from danqing.metadata.infotext import infotext, read_infotext
+from danqing.models.controlnet import from_unet
+from danqing.pipeline.replay import replay
+from danqing.requests import ImagePrompt, ImageToImage, Inpaint, TextToImage, read
+
+QUICK: dict[str, Any] = {"steps": 2, "seed": 3, "width": 64, "height": 64, "cfg_scale": 3.0}
+POINTS = "20 24 44 24 32 36 24 48 40 48"
+
+
+def photograph() -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, 80), np.linspace(0, 255, 64))
+    image = Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
+    ImageDraw.Draw(image).ellipse((10, 12, 40, 44), fill=(220, 40, 30))
+    return image
+
+
+@pytest.fixture(scope="module")
+def files(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prompters")
+    for kind in ("plain", "plus", "face", "instant"):
+        save_ip_adapter(folder / f"{kind}.safetensors", kind, tiny.family.denoiser)
+    towers = folder / "home" / "models" / "clip_vision"
+    towers.mkdir(parents=True)
+    save_tower(towers / "tower.safetensors")
+    save_file({"vision_model.encoder.layers.0.x": torch.zeros(1)}, towers / "a broken one.safetensors")
+    torch.manual_seed(0)
+    net = from_unet(tiny.denoiser)  # type: ignore[arg-type]
+    save_file(
+        {k: v.detach() + 0.08 * torch.randn(v.shape) for k, v in net.state_dict().items()}, folder / "net.safetensors"
+    )
+    attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
+    lora = {f"{attention}.lora_A.weight": torch.randn(2, 64), f"{attention}.lora_B.weight": torch.randn(64, 2)}
+    torch.save({"id_encoder": photomaker(64, False).state_dict(), "lora_weights": lora}, folder / "photomaker.bin")
+    np.save(folder / "face.npy", np.random.default_rng(0).normal(size=(1, 512)))
+    photograph().save(folder / "photo.png")
+    photograph().rotate(90).save(folder / "other.png")
+    Image.fromarray(np.pad(np.full((64, 32), 255, np.uint8), ((0, 0), (0, 32)))).save(folder / "mask.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    monkeypatch.setenv("DANQING_HOME", str(files / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(files / "hub"))
+
+
+def painted(model: Model, request: Any, **options: Any) -> danqing.Picture:
+    (picture,) = danqing.paint(request, model, say=lambda line: None, **options)
+    return picture
+
+
+def apart(a: danqing.Picture, b: danqing.Picture) -> int:
+    return int(np.abs(np.asarray(a.image).astype(int) - np.asarray(b.image).astype(int)).max())
+
+
+def text(prompts: str, prompt: str = "a cat", **fields: Any) -> TextToImage:
+    return read(TextToImage, {"prompt": prompt, "image_prompts": prompts, **QUICK, **fields})
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        "plain.safetensors,photo.png,2",
+        "plus.safetensors,photo.png|other.png,2,ease in,0,0.9,average",
+        "plus.safetensors,photo.png,2,style transfer",
+        '[{"model": "face.safetensors", "faces": "face.npy", "weight": 2, "mask": "mask.png"}]',
+        f'[{{"model": "instant.safetensors", "faces": "face.npy", "identity_net": "net.safetensors", "keypoints": "{POINTS}"}}]',
+        "reference only,photo.png,1",
+        "Reference-Only,photo.png|other.png; plain.safetensors,other.png",
+    ],
+)
+def test_pictures_steer_are_recorded_and_replayed(prompts: str, tiny: Model, files: Path) -> None:
+    plain, request = painted(tiny, TextToImage(prompt="a cat", **QUICK)), text(prompts)
+    steered = painted(tiny, request)
+    assert apart(plain, steered) > 2
+    record = steered.record
+    assert read_infotext(infotext(record)).request.image_prompts == record.request.image_prompts
+    for index, asked in enumerate(record.request.image_prompts):
+        assert all(len(image.sha256) == 64 for image in asked.images)  # type: ignore[union-attr]
+        is_file = "safetensors" in asked.model
+        assert (f"image_prompts.{index}.model" in record.others) is is_file
+    assert replay(steered.save("out.png"), tiny, say=lambda line: None).identical
+
+
+def test_a_person_of_photographs(tiny: Model) -> None:
+    lines: list[str] = []
+    request = text("photomaker.bin,photo.png|other.png", "a man img in snow")
+    (whom,) = danqing.paint(request, tiny, say=lines.append)
+    plain = painted(tiny, TextToImage(prompt="a man in snow", **QUICK))
+    assert apart(plain, whom) > 2
+    assert any(line.startswith("photomaker: 1 of 1 layers") for line in lines)
+    late = painted(tiny, text("[{\"model\": \"photomaker.bin\", \"images\": [\"photo.png\"], \"guidance_start\": 0.5}]", "a man img in snow"))  # fmt: skip
+    assert apart(late, whom) > 0
+    assert replay(whom.save("who.png"), tiny, say=lambda line: None).identical
+    for prompts, prompt, line in (
+        ("photomaker.bin,photo.png", "a man", "trigger word"),
+        ("photomaker.bin", "a man img", "no photograph"),
+        ("photomaker.bin,photo.png,0.5", "a man img", "weight has no effect with PhotoMaker v1"),
+        ("photomaker.bin,photo.png;photomaker.bin,photo.png", "a man img", "one PhotoMaker at a time"),
+    ):
+        with pytest.raises(DanqingError, match=line):
+            painted(tiny, text(prompts, prompt))
+
+
+def test_over_a_picture_it_is_that_picture(tiny: Model) -> None:
+    request = ImageToImage(prompt="a cat", image="photo.png", denoising_strength=0.9, **QUICK)
+    own = painted(tiny, request, image_prompts="plain.safetensors,,2")
+    assert apart(painted(tiny, request), own) > 2
+    assert apart(own, painted(tiny, request, image_prompts="plain.safetensors,photo.png,2")) == 0
+
+
+def test_with_parts_of_the_picture(tiny: Model) -> None:
+    prompts = '[{"model": "plain.safetensors", "images": ["photo.png"], "weight": 2, "mask": "mask.png"}, {"model": "reference only", "images": ["other.png"]}]'  # fmt: skip
+    mask = Image.new("L", (80, 64))
+    ImageDraw.Draw(mask).rectangle((16, 8, 47, 39), fill=255)
+    requests: list[Any] = [
+        TextToImage(prompt="a", enable_hr=True, hr_scale=1.5, **QUICK),
+        TextToImage(prompt="a", tiled_diffusion="8,8,2,2", **{**QUICK, "width": 96}),
+        Inpaint(prompt="a", image="photo.png", mask=mask, inpaint_full_res=True, denoising_strength=1.0, **QUICK),
+        ImageToImage(prompt="a", image="photo.png", sd_upscale="1.5,16,Lanczos", **QUICK),
+    ]
+    for request in requests:
+        assert apart(painted(tiny, request), painted(tiny, request, image_prompts=prompts)) > 2
+
+
+def test_a_batchs_pictures_are_those_of_their_seeds(tiny: Model) -> None:
+    prompts = "plain.safetensors,photo.png,2;reference only,other.png"
+    pair = danqing.paint(text(prompts, batch_size=2), tiny, say=lambda line: None)
+    assert apart(pair[1], painted(tiny, text(prompts, seed=4))) == 0
+
+
+def test_how_image_prompts_are_written() -> None:
+    one, two = text(
+        "a.bin, b.png | c.png ,0.5,Style Transfer,0.1,0.9,Average,tower; reference only,d.png"
+    ).image_prompts
+    assert one == ImagePrompt(
+        model="a.bin", images=("b.png", "c.png"), weight=0.5, weight_type="style transfer", guidance_start=0.1,
+        guidance_end=0.9, combine="average", encoder="tower",
+    )  # fmt: skip
+    assert two == ImagePrompt(model="reference only", images=("d.png",))
+    assert ImagePrompt(model="a", images="b.png").images == ("b.png",)
+    assert len(ImagePrompt(model="a", keypoints=POINTS).keypoints) == 10
+    made = ImagePrompt(model="a", images=(photograph(),))
+    assert str(made.images[0]).startswith("data:image/png")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "line"),
+    [
+        ("plain.safetensors", "'plain.safetensors' is shown no picture; give one by its images"),
+        ("reference only", "reference only is shown no picture"),
+        ("plain.safetensors,gone.png", r"image_prompts\.0\.images\.0: there is no file 'gone\.png'"),
+        ("nowhere.safetensors,photo.png", "nowhere.safetensors"),
+        ("net.safetensors,photo.png", "is a ControlNet, not an IP-Adapter"),
+        ("plain.safetensors,photo.png,9", "weight"),
+        ("plain.safetensors,photo.png,1,sideways", "weight_type"),
+        ("plain.safetensors,photo.png,1,linear,0.5,0.4", "should not be above guidance_end"),
+        ("plain.safetensors,photo.png,1,linear,0,1,average", "combine has no effect on a single picture"),
+        ("reference only,photo.png,1,ease in", "weight_type has no effect with reference only"),
+        ("face.safetensors", "512 numbers, and none are given"),
+        ('[{"model": "face.safetensors", "faces": "gone.npy"}]', r"gone\.npy: no such file"),
+        ('[{"model": "face.safetensors", "faces": "face.npy", "encoder": "tower"}]', "encoder has no effect"),
+        ('[{"model": "face.safetensors", "faces": "face.npy", "images": ["photo.png"]}]', "images has no effect with"),
+        (
+            '[{"model": "plain.safetensors", "images": ["photo.png"], "style_fidelity": 1}]',
+            "style_fidelity has no effect",
+        ),
+        ('[{"model": "plain.safetensors", "images": ["photo.png"], "faces": "face.npy"}]', "faces has no effect with"),
+        (
+            '[{"model": "instant.safetensors", "faces": "face.npy", "identity_net": "net.safetensors"}]',
+            "wants the face's keypoints",
+        ),
+        ('[{"model": "instant.safetensors", "faces": "face.npy", "keypoints": "1 2"}]', "ten numbers, X and Y of five"),
+    ],
+)
+def test_what_is_wrong_is_said(prompts: str, line: str, tiny: Model) -> None:
+    with pytest.raises(DanqingError, match=line) as caught:
+        painted(tiny, text(prompts))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_tower_must_fit(tiny: Model, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = files / "wide.safetensors"
+    state = {
+        "vision_model.embeddings.patch_embedding.weight": torch.zeros(8, 3, 8, 8),
+        "vision_model.embeddings.position_embedding.weight": torch.zeros(17, 8),
+        "vision_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(4, 8),
+        "visual_projection.weight": torch.zeros(1280, 8),
+    }
+    save_file(state, other)
+    with pytest.raises(DanqingError, match=r"wide\.safetensors: is the image tower ViT-bigG/14; 'plain\.safetensors'"):
+        painted(tiny, text("plain.safetensors,photo.png,1,linear,0,1,concat,./wide.safetensors"))
+    monkeypatch.setenv("DANQING_HOME", str(files / "another home"))
+    with pytest.raises(DanqingError, match="give its file by encoder, or put it into the folder clip_vision"):
+        painted(tiny, text("plain.safetensors,photo.png"))
+
+
+def test_what_the_extension_of_automatic1111_writes() -> None:
+    told = read_infotext(
+        "a castle\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 8, Size: 512x512, "
+        'ControlNet 0: "Module: ip-adapter-auto, Model: ip-adapter_sd15 [6a3f6166], Weight: 0.6, Resize Mode: Crop and '
+        'Resize, Guidance Start: 0.1, Guidance End: 0.8, Pixel Perfect: True, Control Mode: Balanced", '
+        'ControlNet 1: "Module: reference_only, Model: None, Weight: 1, Threshold A: 0.7, Guidance Start: 0, Guidance '
+        'End: 1", ControlNet 2: "Module: canny, Model: canny, Weight: 1", Version: v1.10.1'
+    )
+    assert told.request.image_prompts == (
+        ImagePrompt(model="ip-adapter_sd15 [6a3f6166]", weight=0.6, guidance_start=0.1, guidance_end=0.8),
+        ImagePrompt(model="reference only", style_fidelity=0.7),
+    )
+    assert [unit.model for unit in told.request.controls] == ["canny"]
+    assert all("is not recorded" in note for note in told.notes)
+
+
+def test_it_is_written_for_that_extension(tiny: Model) -> None:
+    line = infotext(painted(tiny, text("plain.safetensors,photo.png,2; reference only,other.png")).record)
+    assert 'ControlNet 0: "Module: ip-adapter-auto, Model: plain' in line
+    assert 'ControlNet 1: "Module: reference_only, Model: None, Weight: 1.0' in line
