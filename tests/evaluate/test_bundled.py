@@ -14,6 +14,7 @@ import torch
 
 from danqing.errors import DanqingError
 from danqing.evaluate.bundled import (
+    JUDGE,
     Amount,
     Drawings,
     Pair,
@@ -28,6 +29,7 @@ from danqing.evaluate.bundled import (
     without_twins,
     write_scores,
 )
+from danqing.evaluate.judge import check_labels, load_judge
 from danqing.evaluate.sheet import contact_sheet
 from danqing.families import Model
 from danqing.models.judge import JudgeConfig, JudgeNetwork
@@ -179,3 +181,8 @@ def test_lists_that_do_not_open(tmp_path: Path) -> None:
         (tmp_path / "list.json").write_text(text)
         with pytest.raises(DanqingError, match=r"list\.json: is no list of held-out pairs"):
             read_held_out(tmp_path / "list.json")
+
+
+def test_the_judge_in_the_package_knows_every_held_out_pair() -> None:
+    check_labels(load_judge(JUDGE), [(pair.concept, pair.style) for pair in read_held_out()], "judge")
+    assert sum(file.stat().st_size for file in JUDGE.iterdir()) < 8e6
