@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from danqing.adapters.embedding import bundled, read, with_embeddings
+from danqing.checkpoints.files import open_file
 from danqing.checkpoints.hashes import sha256
 from danqing.cli import main
 from danqing.errors import DanqingError
@@ -107,7 +108,7 @@ def test_towers_of_unlike_counts_do_not_fit(tmp_path: Path) -> None:
 
 def test_embeddings_inside_a_lora(tmp_path: Path) -> None:
     tensors = {"bundle_emb.cat.string_to_param.*": random(2, 768), "lora_unet_x.alpha": torch.tensor(1.0)}
-    (found,) = bundled(write(tmp_path / "x.safetensors", tensors), SD1)
+    (found,) = bundled(open_file(write(tmp_path / "x.safetensors", tensors)), SD1)
     assert (found.name, found.count) == ("cat", 2)
 
 

@@ -493,7 +493,7 @@ def test_what_is_left_aside_is_said(model: Model, tmp_path: Path) -> None:
     assert isinstance(adapter, Adapter)
     assert (adapter.matched, adapter.layers, adapter.kind, adapter.alias) == (1, 2, "LoRA", "style")
     assert adapter.notes == (
-        "carries the embedding word, which is left out",
+        "carries an embedding, which prompts call word",
         "1 layers are not of tiny random weights and are left out: lora_unet_nowhere",
         f"1 tensors have no use and are left out: {QUERY}.diff_b",
     )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from danqing.adapters.embedding import with_embeddings
 from danqing.adapters.keys import layers_of
 from danqing.adapters.lora import Adapter
 from danqing.errors import DanqingError
@@ -37,7 +38,7 @@ def apply(model: Model, uses: Sequence[Use], say: Callable[[str], None] | None =
     """`model` with the adapters applied in order. `model` itself is left as it is: taking them off is going back to it.
 
     Every weight is reckoned in float32 from the model's own and rounded once to its type; only weights that change take
-    memory. `say` is told of each adapter: "style: 722 of 722 layers, rank 32, effect 0.8% of the weights' norm", of
+    memory. The words that they bring along are known to the prompts. `say` is told of each adapter: "style: 722 of 722 layers, rank 32, effect 0.8% of the weights' norm", of
     those that change nothing (strength or weights are zero), and of what their files hold besides.
     Raises DanqingError for an adapter that was read for another family, or whose numbers are not finite.
     """
@@ -61,7 +62,8 @@ def apply(model: Model, uses: Sequence[Use], say: Callable[[str], None] | None =
             for note in use.adapter.notes:
                 say(f"{use.adapter.name}: {note}")
     texts: dict[str, CLIPText] = {name: twins.get(name, net) for name, net in model.text_encoders.items()}  # type: ignore[misc]
-    return replace(model, denoiser=twins.get("unet", model.denoiser), text_encoders=texts)
+    words = [embedding for use in uses for embedding in use.adapter.embeddings]
+    return with_embeddings(replace(model, denoiser=twins.get("unet", model.denoiser), text_encoders=texts), words)
 
 
 @torch.no_grad()

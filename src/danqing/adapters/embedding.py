@@ -57,12 +57,11 @@ def read(path: Path | str, family: Family, name: str | None = None) -> Embedding
     return Embedding(name or file.path.stem, file.path, {tower: _vectors(file, e) for tower, e in placed.items()})
 
 
-def bundled(path: Path | str, family: Family) -> tuple[Embedding, ...]:
+def bundled(file: TensorFile, family: Family) -> tuple[Embedding, ...]:
     """The embeddings inside a LoRA file (`bundle_emb.NAME....`, OneTrainer's and AUTOMATIC1111's), by their names.
 
     Raises DanqingError as `read` does.
     """
-    file = open_file(path)
     inside: dict[str, dict[str, Entry]] = {}
     for key, entry in file.entries.items():
         if key.startswith(_BUNDLED):

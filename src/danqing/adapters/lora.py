@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from danqing.adapters.embedding import Embedding, bundled
 from danqing.adapters.formulas import ALGORITHMS, NUMBERS, Algorithm
 from danqing.adapters.keys import Layer, Parts, by_layer, layers_of
 from danqing.checkpoints.files import TensorFile, open_file
@@ -58,6 +59,8 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What was left aside, in words."""
+    embeddings: tuple[Embedding, ...] = ()
+    """Words that it brings along."""
 
     @property
     def report(self) -> str:
@@ -120,6 +123,7 @@ def read_opened(file: TensorFile, family: Family, name: str | None = None) -> Ad
     return Adapter(
         name or name_of(file), file.path, ", ".join(kinds), family.name,
         tuple(patches), len(groups) + len(strangers), len(groups), tuple(sorted(ranks)), file.metadata, tuple(notes),
+        bundled(file, family),
     )  # fmt: skip
 
 
@@ -152,7 +156,7 @@ def _matched(file: TensorFile, family: Family) -> tuple[list[tuple[Layer, Parts]
     notes = []
     if embedded:
         words = {name.split(".")[1] for name in embedded}
-        notes.append(f"carries the embedding {_few(sorted(words))}, which is left out")
+        notes.append(f"carries an embedding, which prompts call {_few(sorted(words))}")
     table = layers_of(family)
     by_name: dict[Layer, tuple[str, Parts]] = {}
     strangers = []

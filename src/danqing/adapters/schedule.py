@@ -61,10 +61,16 @@ def averaged(model: Model, uses: Sequence[Use], say: Callable[[str], None] | Non
     return _blended(model, uses, torch.full((len(uses), 1, 1), 1 / len(uses)), say)
 
 
-def by_places(model: Model, uses: Sequence[tuple[Use, Tensor]], say: Callable[[str], None] | None = None) -> Model:
-    """`model` whose U-Net is changed by each adapter where its mask (H, W) in [0, 1], of any one size, says so.
+def by_places(
+    model: Model,
+    uses: Sequence[tuple[Use, Tensor]],
+    say: Callable[[str], None] | None = None,
+    common: Sequence[Use] = (),
+) -> Model:
+    """`model` whose U-Net is changed by each adapter where its mask (H, W) in [0, 1], of any one size, says so, and by the
+    `common` ones everywhere.
 
-    Where masks overlap they share by their values; what they leave is the unchanged U-Net's. A step costs as much as one
+    Where masks overlap they share by their values; what they leave has the common ones alone. A step costs as much as one
     for each adapter and one more; it knows nothing of tiled diffusion's windows. `say` as for `apply`.
     Raises DanqingError for masks of different sizes or values beyond [0, 1], and as `apply` does.
     """
@@ -76,11 +82,17 @@ def by_places(model: Model, uses: Sequence[tuple[Use, Tensor]], say: Callable[[s
         raise DanqingError("the masks of adapters should be between 0 and 1")
     total = stacked.sum(0).clamp(min=1)
     rest = (1 - stacked.sum(0)).clamp(min=0)
-    return _blended(model, [use for use, _ in uses], torch.cat([stacked / total, rest[None]]), say)
+    return _blended(model, [use for use, _ in uses], torch.cat([stacked / total, rest[None]]), say, common)
 
 
-def _blended(model: Model, uses: Sequence[Use], shares: Tensor, say: Callable[[str], None] | None) -> Model:
-    text = apply(model, uses, say)  # tells of every one as it is in full
-    networks = [apply(model, [use._replace(te=0.0)]).denoiser for use in uses]
-    networks += [model.denoiser] * (len(shares) - len(uses))
+def _blended(
+    model: Model,
+    uses: Sequence[Use],
+    shares: Tensor,
+    say: Callable[[str], None] | None,
+    common: Sequence[Use] = (),
+) -> Model:
+    text = apply(model, [*common, *uses], say)  # tells of every one as it is in full
+    sets = [[*common, use] for use in uses] + [[*common]] * (len(shares) - len(uses))
+    networks = [apply(model, [use._replace(te=0.0) for use in chosen]).denoiser for chosen in sets]
     return replace(text, denoiser=Blend(networks, shares.to(model.device)).eval())

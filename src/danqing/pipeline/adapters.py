@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 from danqing.adapters.apply import Use, apply, block_weights
 from danqing.adapters.hypernetwork import TAG, with_hypernetworks
 from danqing.adapters.hypernetwork import read as read_hypernetwork
 from danqing.adapters.lora import TAGS, read
-from danqing.adapters.schedule import Holds, always, between, scheduled
+from danqing.adapters.schedule import Holds, always, averaged, between, by_places, in_turn, scheduled
 from danqing.checkpoints.files import open_file
 from danqing.checkpoints.hashes import addnet_hash
 from danqing.errors import DanqingError
@@ -23,6 +26,7 @@ from danqing.library.settings import Settings, load_settings
 from danqing.pipeline.embeddings import speaking
 from danqing.pipeline.models import Say
 from danqing.pipeline.run import Studio
+from danqing.pipeline.texts import area
 from danqing.prompts.grammar import NetworkTag, understand
 from danqing.requests import Painting, Reference, TextToImage
 
@@ -148,10 +152,17 @@ def _with_loras(request: Painting, studio: Studio) -> tuple[Studio, dict[str, Pa
     names = dict.fromkeys(want.name for wants in asked for want in wants)
     files = _files("lora", names, find_lora, studio.note)
     if not files:
+        _say_idle(request, 0, studio.note)
         return studio, files
     first, second = ([want for want in wants if want.name in files] for wants in asked)
     kept = tuple((str(files[want.name]), want.te, want.blocks and want.blocks["BASE"]) for want in first)
-    dressed = _dressed(studio, first, second, lambda model, wants: _wearing(model, wants, files, steps, studio.note))
+    _say_idle(request, max(len(first), len(second)), studio.note)
+    places = _places(request, studio, names)
+
+    def wear(model: Model, wants: Sequence[Wanted]) -> Model:
+        return _wearing(model, wants, files, request, steps, places, studio.note)
+
+    dressed = _dressed(studio, first, second, wear)
     return replace(dressed, cache=studio.cache.setdefault(("loras", kept), {})), files
 
 
@@ -214,14 +225,62 @@ def _dressed(
     return replace(studio, model=wear(studio.model, first), others=others)
 
 
-def _wearing(model: Model, wants: Sequence[Wanted], files: Mapping[str, Path], steps: int, note: Say) -> Model:
+def _wearing(
+    model: Model,
+    wants: Sequence[Wanted],
+    files: Mapping[str, Path],
+    request: Painting,
+    steps: int,
+    places: Mapping[str, Tensor],
+    note: Say,
+) -> Model:
+    """`model` with LoRAs as the request has them go together. Raises DanqingError where what tags and fields say clashes."""
     uses = [
         (Use(read(files[want.name], model.family, want.name), want.te, want.unet, want.blocks), want.holds)
         for want in wants
     ]
-    if all(holds is always for _, holds in uses):
-        return apply(model, [use for use, _ in uses], note)
-    return scheduled(model, uses, steps, note)
+    plain, timed = [use for use, _ in uses], any(holds is not always for _, holds in uses)
+    field = "lora_regions" if places else "lora_mode"
+    if timed and (places or (request.lora_mode != "merge" and len(uses) > 1)):
+        raise DanqingError(f"{field}: does not go with start=, stop= and step= in the tags of LoRAs; leave them out")
+    here = [(use, places[want.name]) for use, want in zip(plain, wants) if want.name in places]
+    if here:
+        everywhere = [use for use, want in zip(plain, wants) if want.name not in places]
+        return by_places(model, here, note, everywhere)
+    if request.lora_mode == "composite" and len(uses) > 1:
+        return averaged(model, plain, note)
+    if request.lora_mode == "switch" and len(uses) > 1:
+        longest = max(steps, getattr(request, "hr_second_pass_steps", 0))
+        return scheduled(model, in_turn(plain, request.lora_switch_every), longest, note)
+    return scheduled(model, uses, steps, note) if timed else apply(model, plain, note)
+
+
+def _places(request: Painting, studio: Studio, names: Collection[str]) -> dict[str, Tensor]:
+    """Where LoRAs hold, by their names: (h, w) from 0 to 1 on the latents' grid.
+
+    Raises DanqingError for one that no tag names.
+    """
+    cell = studio.model.family.autoencoder.downscale
+    cells = ((request.width or 0) // cell, (request.height or 0) // cell)
+    places: dict[str, Tensor] = {}
+    for index, region in enumerate(request.lora_regions):
+        if region.name not in names:
+            raise DanqingError(
+                f"lora_regions: the prompt has no <lora:{region.name}:1>; write it there, with its weight"
+            )
+        held = area(region, cells, studio.pictures.get(f"lora_regions.{index}.mask"))[0, 0]
+        places[region.name] = torch.maximum(held, places[region.name]) if region.name in places else held
+    return places
+
+
+def _say_idle(request: Painting, count: int, note: Say) -> None:
+    """Says which of the fields about LoRAs have no effect on so many of them."""
+    if request.lora_mode != "merge" and count < 2:
+        note(f"lora_mode has no effect: there {'is one LoRA' if count else 'are no LoRAs'} in the prompt")
+    if request.lora_switch_every != 1 and request.lora_mode != "switch":
+        note("lora_switch_every has no effect: lora_mode is not switch")
+    if request.lora_regions and not count:
+        note("lora_regions has no effect: there are no LoRAs in the prompt")
 
 
 def _autov3(path: Path) -> str | None:

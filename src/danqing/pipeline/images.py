@@ -24,6 +24,9 @@ FIELDS = ("image", "mask", "subimage")
 """A request's fields that are pictures; those of its regions, controls and image prompts come under `regions.0.mask`,
 `controls.0.image`, `image_prompts.0.images.0` and `image_prompts.0.mask`."""
 
+MASKED = ("regions", "lora_regions")
+"""Its fields of parts of the picture, each of which may have a mask: `regions.0.mask`."""
+
 
 def open_picture(source: PictureSource, field: str = "image") -> Image.Image:
     """The picture of a path, a data URL or a `Reference`, RGB or RGBA, turned as its EXIF orientation says.
@@ -56,11 +59,12 @@ def with_references(request: Any, pictures: Mapping[str, Image.Image]) -> Any:
     """`request` with a `Reference` in the place of each of its pictures."""
     named = {field: reference(source, pictures[field]) for field, source in _sources(request).items()}
     changes: dict[str, Any] = {field: named[field] for field in FIELDS if field in named}
-    if any(field.startswith("regions.") for field in named):
-        changes["regions"] = tuple(
-            region.model_copy(update={"mask": named.get(f"regions.{index}.mask")})
-            for index, region in enumerate(request.regions)
-        )
+    for field in MASKED:
+        if any(name.startswith(f"{field}.") for name in named):
+            changes[field] = tuple(
+                region.model_copy(update={"mask": named.get(f"{field}.{index}.mask")})
+                for index, region in enumerate(getattr(request, field))
+            )
     if any(field.startswith("controls.") for field in named):
         changes["controls"] = tuple(
             unit.model_copy(update={"image": named.get(f"controls.{index}.image")})
@@ -90,8 +94,9 @@ def reference(source: PictureSource, image: Image.Image) -> Reference:
 
 def _sources(request: BaseModel) -> dict[str, PictureSource]:
     named = {field: getattr(request, field, None) for field in FIELDS}
-    for index, region in enumerate(getattr(request, "regions", ())):
-        named[f"regions.{index}.mask"] = region.mask
+    for field in MASKED:
+        for index, region in enumerate(getattr(request, field, ())):
+            named[f"{field}.{index}.mask"] = region.mask
     for index, unit in enumerate(getattr(request, "controls", ())):
         named[f"controls.{index}.image"] = unit.image
     for index, asked in enumerate(getattr(request, "image_prompts", ())):

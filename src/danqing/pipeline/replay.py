@@ -96,7 +96,11 @@ def _with_pictures(path: Path, told: Told, given: Mapping[str, str | Path]) -> P
             changes[field] = str(given[field])
         elif isinstance(source, Reference):
             changes[field] = _beside(path, source, field)
-    for field, picture, words in (("regions", "mask", "a region's mask"), ("controls", "image", "a control's image")):
+    for field, picture, words in (
+        ("regions", "mask", "a region's mask"),
+        ("lora_regions", "mask", "a LoRA's mask"),
+        ("controls", "image", "a control's image"),
+    ):
         parts = getattr(request, field, ())
         sources = {
             place: source for place, part in enumerate(parts) if isinstance(source := getattr(part, picture), Reference)

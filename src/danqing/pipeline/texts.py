@@ -19,10 +19,11 @@ from danqing.pipeline.images import mask_pixels
 from danqing.pipeline.models import Say
 from danqing.prompts.encode import Cache, Sizes, conditionings
 from danqing.prompts.grammar import Prompt, understand
-from danqing.requests import Painting, Region
+from danqing.requests import LoraRegion, Painting, Region
 from danqing.vocabulary import find_sampler
 
 Branches = tuple[Conditioning, ...]
+_HINT = "; lora_regions says where in the picture one of those holds"
 
 
 def encode(
@@ -53,7 +54,7 @@ def encode(
             negative_aesthetic=r.negative_aesthetic_score,
         )
 
-    def side(text: str, negative: bool = False, dressed: bool = False) -> Branches:
+    def side(text: str, negative: bool = False, dressed: bool = False, hint: str = "") -> Branches:
         prompt = understand(
             text,
             r.steps or 1,
@@ -64,7 +65,8 @@ def encode(
         )
         for tag in prompt.networks:
             if not (dressed and tag.kind in (*TAGS, TAG)):
-                why = "only the prompt's own count" if tag.kind in (*TAGS, TAG) else "there is no such kind of network"
+                ours = f"only the prompt's own count{hint if tag.kind in TAGS else ''}"
+                why = ours if tag.kind in (*TAGS, TAG) else "there is no such kind of network"
                 note(f"<{tag.kind}:{':'.join(tag.positional)}> is left out: {why}")
         emphasis = r.emphasis or "original"
 
@@ -93,7 +95,7 @@ def encode(
         cells = ((r.width or 0) // cell, (r.height or 0) // cell)
         masks = pictures or {}
         areas = [area(region, cells, masks.get(f"regions.{i}.mask")) for i, region in enumerate(r.regions)]
-        positive = by_area(positive, [side(region.prompt) for region in r.regions], areas)
+        positive = by_area(positive, [side(region.prompt, hint=_HINT) for region in r.regions], areas)
     return positive, side(r.negative_prompt, negative=True)
 
 
@@ -121,7 +123,7 @@ def between(first: Sequence[Conditioning], second: Sequence[Conditioning], part:
     return tuple(out)
 
 
-def area(region: Region, cells: tuple[int, int], mask: Image.Image | None = None) -> Tensor:
+def area(region: Region | LoraRegion, cells: tuple[int, int], mask: Image.Image | None = None) -> Tensor:
     """(1, 1, h, w) in [0, 1]: where `region` holds, times its strength; `cells` = (w, h) of the latents.
 
     A cell that a rectangle covers in part counts in that part. Raises DanqingError for a region without any area.
@@ -135,7 +137,8 @@ def area(region: Region, cells: tuple[int, int], mask: Image.Image | None = None
         ]
         held = (sides[0][:, None] * sides[1][None, :])[None, None]
     if not bool(held.any()):
-        raise DanqingError("regions: one of them covers nothing of the picture; see its x, y, width, height or mask")
+        field = "regions" if isinstance(region, Region) else "lora_regions"
+        raise DanqingError(f"{field}: one of them covers nothing of the picture; see its x, y, width, height or mask")
     return held * region.strength
 
 
