@@ -124,6 +124,8 @@ Combine = Literal["concat", "average"]
 """How several pictures make one image prompt: all of them are attended to, or what is seen of them is averaged."""
 REFERENCE = "reference only"
 """Stands for an image prompt's model where none is needed: the painting's pixels attend to the picture's."""
+LoraMode = Literal["merge", "switch", "composite"]
+"""How several LoRAs go together: added up, one per step in turn, their answers averaged (Zhong et al. 2024)."""
 TiledMethod = Literal["MultiDiffusion", "Mixture of Diffusers"]
 """How overlapping tiles are weighted: by ramps across the overlaps, or by a bell about each tile's middle."""
 
@@ -317,6 +319,20 @@ class Region(BaseModel):
     height: float = Field(1.0, gt=0, le=1, description="share of the picture's height")
     mask: PictureSource | None = Field(None, description="white where the prompt holds, in place of the rectangle")
     strength: float = Field(1.0, gt=0, le=100, description="weight against the prompt of the whole and other regions")
+
+
+class LoraRegion(BaseModel):
+    """A part of the picture where one of the prompt's LoRAs holds: a rectangle in shares of the picture, or a mask."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Text = Field(description="the LoRA's name in the prompt's tag")
+    x: Unit = Field(0.0, description="left edge, as a share of the width")
+    y: Unit = Field(0.0, description="upper edge, as a share of the height")
+    width: float = Field(1.0, gt=0, le=1, description="share of the picture's width")
+    height: float = Field(1.0, gt=0, le=1, description="share of the picture's height")
+    mask: PictureSource | None = Field(None, description="white where the LoRA holds, in place of the rectangle")
+    strength: float = Field(1.0, gt=0, le=1, description="how much of it holds there")
 
 
 class ControlUnit(BaseModel):
@@ -604,21 +620,22 @@ class Painting(BaseModel):
     def _by_settings(cls, value: Any, info: ValidationInfo) -> Any:
         return _settings(value, _WITH_SETTINGS[info.field_name or ""])
 
-    @field_validator("regions", mode="before")
+    @field_validator("regions", "lora_regions", mode="before")
     @classmethod
-    def _spelled_regions(cls, value: Any) -> Any:
-        """`x,y,width,height prompt`, several apart by semicolons; or JSON."""
+    def _spelled_regions(cls, value: Any, info: ValidationInfo) -> Any:
+        """`x,y,width,height prompt` (or a LoRA's name), several apart by semicolons; or JSON."""
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):
             return _from_json(value)
-        rows = []
+        rows, what = [], "prompt" if info.field_name == "regions" else "name"
         for part in filter(None, map(str.strip, value.split(";"))):
-            numbers, _, prompt = part.partition(" ")
+            numbers, _, text = part.partition(" ")
             sides = numbers.split(",")
             if len(sides) != 4:
-                raise ValueError("should be X,Y,WIDTH,HEIGHT PROMPT, in shares of the picture, several apart by ';'")
-            rows.append(dict(zip(("x", "y", "width", "height"), sides)) | {"prompt": prompt.strip()})
+                shown = f"X,Y,WIDTH,HEIGHT {what.upper()}"
+                raise ValueError(f"should be {shown}, in shares of the picture, several apart by ';'")
+            rows.append(dict(zip(("x", "y", "width", "height"), sides)) | {what: text.strip()})
         return rows
 
     @field_validator("controls", mode="before")
