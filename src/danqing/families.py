@@ -21,7 +21,9 @@ from danqing.models.patches import Patches
 from danqing.models.unet import UNetConfig
 from danqing.vocabulary import choose
 
-Prediction = Literal["epsilon", "v", "flow", "edm"]
+Prediction = Literal["epsilon", "v", "sample", "flow", "edm"]
+"""What the network says of noisy latents: the noise, the velocity, the picture itself (x0); flow and EDM are processes
+of their own."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Process:
     Samplers work in variance-exploding coordinates: x = x0 + sigma * noise, which is the model's own
     latents divided by alpha. With sigma there, the model's coordinates are alpha * x, where
 
-    - epsilon, v: alpha = 1 / sqrt(1 + sigma^2) (variance preserving; Ho et al. 2020, Salimans & Ho 2022)
+    - epsilon, v, sample: alpha = 1 / sqrt(1 + sigma^2) (variance preserving; Ho et al. 2020, Salimans & Ho 2022)
     - flow:       alpha = 1 / (1 + sigma)       (rectified flow; Liu et al. 2022)
     - edm:        alpha = 1                     (Karras et al. 2022)
 
@@ -72,6 +74,11 @@ class Process:
         return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
 
     @property
+    def preserving(self) -> bool:
+        """Whether the process preserves variance, so that training steps have levels by betas."""
+        return self.prediction in ("epsilon", "v", "sample")
+
+    @property
     def sigma_min(self) -> float:
         return float(self.sigmas[0])
 
@@ -87,6 +94,8 @@ class Process:
 
     def scalings(self, sigma: float) -> tuple[float, float, float]:
         """(c_skip, c_out, c_in) at `sigma`."""
+        if self.prediction == "sample":
+            return 0.0, 1.0, self.alpha(sigma)
         if self.prediction == "epsilon":
             return 1.0, -sigma, self.alpha(sigma)
         if self.prediction == "v":

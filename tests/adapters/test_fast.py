@@ -96,6 +96,7 @@ def test_defaults() -> None:
         ("sdxl_lightning_4step", "Restart", 4, 1.0, "sampler_name: Restart ruins the pictures"),
         ("Hyper-SD15-8steps-CFG-lora", "DDIM", 8, 1.5, "cfg_scale: 1.5 ruins"),
         ("lcm-lora-sdxl", "DPM++ 2M", 4, 1.0, "it takes LCM"),
+        ("sdxl_lightning_1step_x0", "Euler", 1, 1.0, "load it with --prediction-type sample"),
     ],
 )
 def test_what_ruins_a_picture_is_said(name: str, sampler: str, steps: int, cfg: float, line: str) -> None:

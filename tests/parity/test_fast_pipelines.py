@@ -131,6 +131,26 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return pipelines.sd1(folder), folder
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_network_that_predicts_the_picture(steps: int, small: tuple[Any, Path], parity: Parity) -> None:
+    """SDXL Lightning's for one step does, by its model card with such a scheduler."""
+    pipeline, folder = small
+    before = pipeline.scheduler
+    settings = {"timestep_spacing": "trailing", "prediction_type": "sample"}
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(before.config, **settings)
+    generator = torch.Generator("cpu").manual_seed(11)
+    made = pipeline(
+        PROMPT, guidance_scale=0.0, generator=generator, output_type="np", num_inference_steps=steps, **SIZE
+    )
+    pipeline.scheduler = before
+    model = danqing.load(folder, device="cpu", dtype="float32", prediction="sample")
+    fields: dict[str, Any] = {"fast": "lightning", "steps": steps, "seed": 11, "dialect": "diffusers", **SIZE}
+    (picture,) = danqing.paint(PROMPT, model, say=lambda line: None, **fields)
+    got = np.asarray(picture.image, dtype=np.float64)
+    name = "StableDiffusionPipeline with EulerDiscreteScheduler"
+    compare(parity, f"prediction of the picture, {steps} steps", name, got, (made.images[0] * 255).round())
+
+
 @pytest.mark.parametrize("case", FEW)
 def test_few_steps(case: str, small: tuple[Any, Path], parity: Parity) -> None:
     pipeline, folder = small

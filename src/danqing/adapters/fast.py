@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from danqing.families import Defaults
+from danqing.families import Defaults, Prediction
 from danqing.vocabulary import Fast
 
 
@@ -162,9 +162,13 @@ def defaults(known: Known, usual: Defaults) -> Defaults:
     )
 
 
-def advice(known: Known, sampler: str, steps: int, cfg_scale: float) -> Sequence[str]:
+def advice(known: Known, sampler: str, steps: int, cfg_scale: float, prediction: Prediction = "epsilon") -> list[str]:
     """A line for each setting that will ruin its pictures."""
     row, lines = known.row, list[str]()
+    if row.name == "lightning" and known.exact and row.steps == 1 and prediction != "sample":
+        lines.append(
+            "SDXL Lightning for one step predicts the picture, not the noise: load it with --prediction-type sample"
+        )
     low, high = row.cfg
     if cfg_scale < 1 and not row.embeds:
         lines.append(f"cfg_scale: {cfg_scale:g} leaves the prompt out; what diffusers calls 0 is 1 here")

@@ -393,6 +393,8 @@ _WORDS: dict[str, Prediction] = {
     "v": "v",
     "v_prediction": "v",
     "v-prediction": "v",
+    "sample": "sample",
+    "x0": "sample",
     "flow": "flow",
     "flow_prediction": "flow",
     "edm": "edm",
@@ -404,7 +406,7 @@ DOUBTFUL_TENSOR = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 def prediction_word(word: str, where: str) -> Prediction:
     """The prediction type that tools call `word`. Raises DanqingError if none does."""
     if word.casefold() not in _WORDS:
-        raise DanqingError(f"{where}: prediction type '{word[:40]}' is unknown; choose one of: epsilon, v, flow, edm")
+        raise DanqingError(f"{where}: prediction type '{word[:40]}' is unknown; choose one of: epsilon, v, sample, flow, edm")
     return _WORDS[word.casefold()]
 
 

@@ -77,7 +77,7 @@ def convert(
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="float32 weights become float16")] = False,
     prediction_type: Annotated[
-        str | None, typer.Option("--prediction-type", metavar="epsilon|v", help="write this into the result")
+        str | None, typer.Option("--prediction-type", metavar="epsilon|v|sample", help="write this into the result")
     ] = None,
     vae: Annotated[Path | None, typer.Option("--vae", help="put this autoencoder in")] = None,
     ema: Annotated[bool, typer.Option("--ema", help="take the moving average of the U-Net")] = False,

@@ -99,7 +99,7 @@ def _paint(
         typer.Option(
             "--prediction-type",
             metavar="NAME",
-            help="epsilon or v, where the file's own marks mislead",
+            help="epsilon, v or sample, where the file's own marks mislead",
             rich_help_panel=MACHINE,
         ),
     ] = None,

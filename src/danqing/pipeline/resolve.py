@@ -178,7 +178,7 @@ def _fast_changes(
     shown = [words for field, words in filled.items() if getattr(request, field) is None]
     if shown and fast.by != "you":
         notes.append(f"{row.title}, by {fast.by}: painted with {', '.join(shown)}; --fast none leaves that out")
-    notes += advice(fast, sampler, changes["steps"], changes["cfg_scale"])
+    notes += advice(fast, sampler, changes["steps"], changes["cfg_scale"], family.process.prediction)
     return more
 
 

@@ -115,7 +115,7 @@ def timesteps(process: Process, dialect: Dialect, sampler: str = "", scheduler: 
     schedules interpolate sigma itself; its Karras, exponential and beta ones go by log sigma, and the classes that keep
     whole timesteps round (Karras) or cut (the others).
     """
-    if process.prediction not in ("epsilon", "v") or dialect in ("danqing", "a1111"):
+    if not process.preserving or dialect in ("danqing", "a1111"):
         return process.timestep
     sigmas = process.sigmas.numpy()
     if dialect == "comfyui":

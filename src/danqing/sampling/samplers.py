@@ -112,4 +112,4 @@ def end_scale(name: str, process: Process, sigma: float, dialect: Dialect) -> fl
     Tools that keep the model's own coordinates decode alpha * x; k-diffusion's samplers decode x as it stands.
     """
     own = dialect != "comfyui" and (name in TIMESTEP_SAMPLERS or (dialect == "diffusers" and name == "TCD"))
-    return process.alpha(sigma) if own and process.prediction in ("epsilon", "v") else 1.0
+    return process.alpha(sigma) if own and process.preserving else 1.0

@@ -294,7 +294,7 @@ _ALIGN_YOUR_STEPS_COMFYUI: Mapping[str, tuple[float, ...]] = {
 
 def _aligned(plan: Plan, tables: Mapping[str, tuple[float, ...]], points: int) -> Tensor:
     """The table at `points` places, log-linear between its entries."""
-    if plan.table not in tables or plan.process.prediction not in ("epsilon", "v"):
+    if plan.table not in tables or not plan.process.preserving:
         raise DanqingError(
             "scheduler: Align Your Steps has tables for Stable Diffusion 1, 2 and XL only; choose another"
         )
@@ -372,7 +372,7 @@ def _a1111_unipc(plan: Plan) -> Tensor:
     """UniPC: even in time down to the lowest level; between training steps, linear in log alpha."""
     n = len(plan.levels)
     indices = _linspace(n - 1, 0, len(range(0, n, max(n // plan.steps, 1))) + 1)
-    if plan.process.prediction not in ("epsilon", "v"):
+    if not plan.process.preserving:
         return plan.at(indices)
     log_alphas = -0.5 * torch.log1p(plan.levels**2)
     return torch.expm1(-2 * _interpolate(indices, log_alphas)).sqrt()
