@@ -92,3 +92,42 @@ def test_the_command(
     assert "steps: 1200\n" in shown
     (row,) = json.loads(run("list", "--json"))
     assert row == json.loads(run("inspect", "cats", "--json"))
+
+
+def test_other_kinds(tmp_path: Path) -> None:
+    table = {"string_to_token": {"*": 265}, "name": "toy", "step": 500, "sd_checkpoint_name": "model"}
+    torch.save({**table, "string_to_param": {"*": random(3, 768)}}, tmp_path / "ti.pt")
+    found = inspect_adapter(tmp_path / "ti.pt")
+    assert (found.kind, found.family, found.alias) == ("textual inversion embedding", "Stable Diffusion 1.x", "toy")
+    assert found.facts == {"vectors": "3", "width": "768"}
+    assert found.settings == {"steps": "500", "base model": "model"}
+    large = {"clip_l": random(2, 768), "clip_g": random(2, 1280)}
+    found = inspect_adapter(write(tmp_path / "xl.safetensors", large))
+    assert (found.family, found.facts["width"], found.words) == ("Stable Diffusion XL", "768 and 1280", ("xl",))
+    half = {"linear.0.weight": random(1536, 768), "linear.0.bias": random(1536)}
+    half |= {"linear.2.weight": random(768, 1536), "linear.2.bias": random(768)}
+    torch.save({768: (half, half), "name": "ink", "activation_func": "relu"}, tmp_path / "hn.pt")
+    found = inspect_adapter(tmp_path / "hn.pt")
+    assert (found.kind, found.family) == ("hypernetwork", "Stable Diffusion 1.x")
+    assert found.facts == {"sizes": "768", "layers": "1, 2, 1", "activation": "relu"}
+    control = {"control_model.zero_convs.0.0.weight": random(4, 4), "a.attn2.to_k.weight": random(4, 1024)}
+    found = inspect_adapter(write(tmp_path / "control.safetensors", control))
+    assert (found.kind, found.family) == ("ControlNet", "Stable Diffusion 2.x")
+
+
+def test_the_command_knows_other_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DANQING_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("danqing.cli.keep_memory", lambda: None)
+    (tmp_path / "models" / "embeddings").mkdir(parents=True)
+    (tmp_path / "config.toml").write_text(f"data_dir = {json.dumps(str(tmp_path))}\n")
+    write(tmp_path / "models" / "embeddings" / "toy.safetensors", {"emb_params": random(3, 768)})
+    for arguments in (["list"], ["inspect", "toy"]):
+        monkeypatch.setattr("sys.argv", ["danqing", "adapters", *arguments])
+        with suppress(SystemExit):
+            main()
+    out = capsys.readouterr().out
+    assert "toy  textual inversion embedding  Stable Diffusion 1.x  vectors 3  width 768\n" in out
+    assert "kind: textual inversion embedding\nfamily: Stable Diffusion 1.x\nvectors: 3\nwidth: 768\n" in out

@@ -1,20 +1,25 @@
-"""What a file of the LoRA family says of itself, without a model."""
+"""What an adapter's file says of itself, without a model: LoRAs at length, other kinds in a few words."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from danqing.adapters import embedding, hypernetwork
 from danqing.adapters.formulas import ALGORITHMS
 from danqing.adapters.keys import by_layer
-from danqing.adapters.lora import kind_of, likely, name_of, open_adapter
+from danqing.adapters.lora import kind_of as algorithm_of
+from danqing.adapters.lora import likely, name_of, open_adapter
+from danqing.checkpoints.files import TensorFile, open_component
+from danqing.checkpoints.recognise import kind_of
 from danqing.errors import DanqingError
+from danqing.families import SD1, SD2, SDXL
 
 SETTINGS: tuple[tuple[str, str], ...] = (
     ("ss_sd_model_name", "base model"),
@@ -39,8 +44,10 @@ SETTINGS: tuple[tuple[str, str], ...] = (
     ("modelspec.description", "description"),
     ("modelspec.license", "license"),
     ("modelspec.date", "date"),
+    ("step", "steps"),
+    ("sd_checkpoint_name", "base model"),
 )
-"""(metadata key of kohya's or Stability's, in words) of what is shown, in this order."""
+"""(metadata key of kohya's, Stability's or AUTOMATIC1111's, in words) of what is shown, in this order."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +59,85 @@ class Summary:
     """What its trainer called it; empty where that is unknown."""
     path: Path
     kind: str
-    """`LoRA`, `LoCon, norm layers` ..."""
+    """`LoRA`, `LoCon, norm layers`, `textual inversion embedding`, `hypernetwork`, `ControlNet` ..."""
     family: str
     """Title of the family that it seems to be made for; empty where nothing tells."""
-    unet: int
-    """Layers of the U-Net."""
-    text: int
-    """Layers of text encoders."""
-    ranks: tuple[int, ...]
-    words: tuple[str, ...]
+    unet: int = 0
+    """A LoRA's layers of the U-Net."""
+    text: int = 0
+    """A LoRA's layers of text encoders."""
+    ranks: tuple[int, ...] = ()
+    """A LoRA's."""
+    words: tuple[str, ...] = ()
     """Trigger words: those that its maker names, else the tags that most of its training pictures have."""
-    settings: Mapping[str, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
     """How it was trained, in words, from its metadata."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What other kinds than LoRAs tell: an embedding's vectors, a hypernetwork's layers."""
 
 
 def inspect_adapter(path: Path | str) -> Summary:
-    """What the file is. No tensor is read. Raises DanqingError: damaged, or nothing of the LoRA family in it."""
-    file = open_adapter(path)
+    """What the file or folder is, by its header. Raises DanqingError: damaged, or no adapter."""
+    file = _opened(Path(path))
+    kind = kind_of(file.shapes)
+    if kind.name == "embedding":
+        return _embedding(file)
+    if kind.name == "hypernetwork":
+        return _hypernetwork(file)
+    if kind.name in _OTHERS:
+        title = kind.title.partition(" ")[2]  # without its article
+        return Summary(name_of(file), "", file.path, title, _family_of(file), settings=_settings(file.metadata))
+    return _lora(file)
+
+
+_OTHERS = ("controlnet", "t2i-adapter", "ip-adapter", "photomaker")
+_TEXTS = {row.denoiser.context_width: row.title for row in (SDXL, SD2, SD1)}
+
+
+def _opened(path: Path) -> TensorFile:
+    whole = open_component(path) if path.is_dir() and not (path / "adapter_config.json").is_file() else None
+    return whole or open_adapter(path)
+
+
+def _family_of(file: TensorFile) -> str:
+    """By the width of the text that its attention layers take."""
+    widths = {
+        e.shape[-1] for key, e in file.entries.items() if e.shape and key.endswith((".to_k.weight", "_ip.weight"))
+    }
+    return next((title for width, title in _TEXTS.items() if width in widths), "")
+
+
+def _settings(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {words: metadata[key][:200] for key, words in SETTINGS if metadata.get(key) not in (None, "", "None")}
+
+
+def _embedding(file: TensorFile) -> Summary:
+    placed = embedding.tensors(file)
+    sizes = embedding.widths(placed)
+    shape = next(iter(placed.values())).shape
+    facts = {"vectors": str(shape[0] if len(shape) > 1 else 1), "width": " and ".join(map(str, sizes))}
+    family = embedding.made_for(sizes)
+    name, told = file.path.stem, _settings(file.metadata)
+    alias = file.metadata.get("name", "")
+    return Summary(
+        name, alias, file.path, "textual inversion embedding", family, words=(name,), settings=told, facts=facts
+    )
+
+
+def _hypernetwork(file: TensorFile) -> Summary:
+    network = hypernetwork.read(file.path)
+    facts = {
+        "sizes": ", ".join(map(str, network.pairs)),
+        "layers": ", ".join(f"{ratio:g}" for ratio in network.structure),
+        "activation": network.activation or "linear",
+    }
+    family, alias = hypernetwork.likely(set(network.pairs)), file.metadata.get("name", "")
+    told = _settings(file.metadata)
+    return Summary(network.name, alias, file.path, "hypernetwork", family, settings=told, facts=facts)
+
+
+def _lora(file: TensorFile) -> Summary:
+    """No tensor is read."""
     found, _ = by_layer(file.entries)
     kinds: Counter[str] = Counter()
     ranks: set[int] = set()
@@ -77,7 +146,7 @@ def inspect_adapter(path: Path | str) -> Summary:
         for row in ALGORITHMS:
             if not row.needs <= parts.keys():
                 continue
-            kinds[kind_of(row, parts)] += 1
+            kinds[algorithm_of(row, parts)] += 1
             layers.add(name)
             if row.rank is not None:
                 ranks.add(row.rank({part: torch.empty(entry.shape, device="meta") for part, entry in parts.items()}))
@@ -95,7 +164,7 @@ def inspect_adapter(path: Path | str) -> Summary:
         text,
         tuple(sorted(ranks)),
         trigger_words(file.path, told),
-        {words: told[key][:200] for key, words in SETTINGS if told.get(key) not in (None, "", "None")},
+        _settings(told),
     )
 
 

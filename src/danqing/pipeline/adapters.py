@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,7 @@ from danqing.checkpoints.files import open_file
 from danqing.checkpoints.hashes import addnet_hash
 from danqing.errors import DanqingError
 from danqing.families import Model
+from danqing.library.folders import Kind
 from danqing.library.names import find, known
 from danqing.library.settings import Settings, load_settings
 from danqing.pipeline.embeddings import speaking
@@ -115,6 +117,22 @@ def find_lora(name: str, settings: Settings | None = None) -> Path:
             if entry.kind == "lora" and _alias(entry.path) == name:
                 return entry.path
         raise
+
+
+ADAPTERS: tuple[Kind, ...] = ("lora", "embedding", "hypernetwork", "controlnet", "ip_adapter")
+"""The library's kinds of files that change a model or steer it."""
+
+
+def find_adapter(name: str) -> Path:
+    """The adapter of whatever kind that has that name or path. Raises DanqingError where there is none, or several."""
+    settings = load_settings()
+    try:
+        return find_lora(name, settings)
+    except DanqingError as error:
+        for kind in ADAPTERS[1:]:
+            with suppress(DanqingError):
+                return find(name, kind, settings).path
+        raise error
 
 
 def _alias(path: Path) -> str | None:
