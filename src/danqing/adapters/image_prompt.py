@@ -246,11 +246,9 @@ def prompt_source(model: Model, steps: int, dialect: Dialect = "danqing") -> Pat
                 continue
             own = tokens[:, each.first : each.first + each.count]
             mask = None if each.mask is None else F.pixel_shuffle(each.mask.float(), each.cell)
-            resized: dict[int, Tensor] = {}
+            grid, resized = (scaled.shape[-2], scaled.shape[-1]), dict[int, Tensor]()
             for name, factor in prompt.layers.items():
-                part = _Part(
-                    prompt.network.at(name), own, prompt.weight * factor, mask, tuple(scaled.shape[-2:]), resized
-                )
+                part = _Part(prompt.network.at(name), own, prompt.weight * factor, mask, grid, resized)
                 parts.setdefault(name, []).append(part)
         return Patches(attention={name: partial(_attend, found) for name, found in parts.items()}) if parts else None
 

@@ -136,6 +136,8 @@ def _show(
         seen = torch.cat([seen, scaled[:, seen.shape[1] :]], 1)
     denoiser: nn.Module = model.denoiser.at(at.step) if isinstance(model.denoiser, ByStep) else model.denoiser
 
+    written: dict[str, tuple[Tensor, Tensor]] = {}
+
     def run() -> Tensor:
         made: dict[str, tuple[Tensor, Tensor]] = {}
         patches = Patches(attention={name: _writer(name, made) for name in names})
@@ -151,7 +153,6 @@ def _show(
         written.update(made)
         return output
 
-    written: dict[str, tuple[Tensor, Tensor]] = {}
     guarded(denoiser, run, lambda module, part: say(f"NaN in {module}: {part} ran in float32"), "U-Net")
     for name, pair in written.items():
         bank.setdefault(name, []).append(pair)

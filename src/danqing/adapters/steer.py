@@ -73,7 +73,7 @@ def steering_sources(
 ) -> list[PatchSource]:
     """What `predictor(patches=together(...))` is given so that the units act, over a run of `steps`."""
     kinds = {type(unit) for unit in units}
-    found = []
+    found: list[PatchSource] = []
     if ReferencePicture in kinds:
         found.append(reference_source(model, steps, dialect, say))
     if PicturePrompt in kinds:

@@ -74,7 +74,8 @@ class Resampler(nn.Module):
             assert self.latents is not None
             vectors = self.latents.expand(len(features), -1, -1)
         features = self.proj_in(features)
-        for gather, feed in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            gather, feed = layer.children()
             vectors = gather(features, vectors) + vectors
             vectors = feed(vectors) + vectors
         return self.norm_out(self.proj_out(vectors))  # type: ignore[no-any-return]
