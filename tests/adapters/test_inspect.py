@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 from danqing.adapters.inspect import inspect_adapter, trigger_words
 from danqing.cli import main
 from danqing.errors import DanqingError
+from danqing.families import SD1
+from ip_adapter_files import save_ip_adapter
 from lora_files import CONV, NORM, QUERY, TEXT, keyed, lora, random, write
+from tiny_model import TINY
 
 TAGS = {"1_cat": {"cat": 9, "sitting": 3, "": 4}, "2_dog": {"dog": 5, "cat": 1}}
 METADATA = {
@@ -49,6 +53,11 @@ def test_the_family_is_told_by_widths_where_metadata_do_not(tmp_path: Path) -> N
     for width, title in ((768, "Stable Diffusion 1.x"), (1024, "Stable Diffusion 2.x"), (2048, "Stable Diffusion XL")):
         path = write(tmp_path / f"{width}.safetensors", keyed({name: lora((64, width))}))
         assert inspect_adapter(path).family == title
+
+
+def test_a_lora_of_few_steps_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "sdxl_lightning_4step_lora.safetensors", keyed({QUERY: lora((64, 64))}))
+    assert inspect_adapter(path).settings == {"few steps": "SDXL Lightning, by its file's name"}
 
 
 def test_trigger_words_of_a_card_go_first(file: Path) -> None:
@@ -131,3 +140,18 @@ def test_the_command_knows_other_kinds(
     out = capsys.readouterr().out
     assert "toy  textual inversion embedding  Stable Diffusion 1.x  vectors 3  width 768\n" in out
     assert "kind: textual inversion embedding\nfamily: Stable Diffusion 1.x\nvectors: 3\nwidth: 768\n" in out
+
+
+def test_an_ip_adapter_tells_what_it_looks_at(tmp_path: Path) -> None:
+    told = {
+        kind: inspect_adapter(save_ip_adapter(tmp_path / f"{kind}.bin", kind, replace(TINY.denoiser, context_width=768)))
+        for kind in ("plain", "plus", "full", "face", "face plus", "instant")
+    }
+    assert {summary.family for summary in told.values()} == {SD1.title}
+    assert [summary.kind for summary in told.values()] == [
+        "IP-Adapter", "IP-Adapter plus", "IP-Adapter full", "IP-Adapter FaceID", "IP-Adapter FaceID plus",
+        "InstantID's IP-Adapter",
+    ]  # fmt: skip
+    assert told["plus"].facts == {"looks at": "pictures", "through": "64 numbers", "tokens": "6"}
+    assert told["instant"].facts == {"looks at": "face", "tokens": "5"}
+    assert told["face plus"].facts["looks at"] == "face and patches"

@@ -95,6 +95,39 @@ def test_all_at_once(tiny: Model, folder: Path) -> None:
     assert replay("out.png", tiny, say=lambda line: None).identical
 
 
+def test_with_a_reference_picture(tiny: Model, folder: Path) -> None:
+    """It adds keys to the layers that PAG perturbs, that HyperTile cuts and in which tokens are merged."""
+    fields: dict[str, Any] = {"prompt": "a cat", "hypertile": "128,1", **ON, **QUICK}
+    plain = painted(tiny, read(TextToImage, fields))
+    both = painted(tiny, read(TextToImage, {**fields, "image_prompts": "reference only,photo.png"}))
+    assert apart(plain, both) > 0
+
+
+def test_a_lora_of_few_steps_brings_its_settings(tiny: Model, folder: Path) -> None:
+    loras = folder / "home" / "models" / "lora"
+    (loras / "ink.safetensors").rename(loras / "lcm-lora-ink.safetensors")
+
+    def resolved(prompt: str, **fields: Any) -> tuple[Painting, list[str]]:
+        lines: list[str] = []
+        size = {"seed": 3, "width": 64, "height": 64}
+        return painted(tiny, TextToImage(prompt=prompt, **size, **fields), say=lines.append).record.request, lines
+
+    filled, lines = resolved("a cat <lora:lcm-lora-ink>")
+    assert (filled.sampler_name, filled.steps, filled.cfg_scale, filled.fast) == ("LCM", 4, 1, "lcm-lora")
+    assert any(line.startswith("an LCM-LoRA, by its file's name: painted with LCM") for line in lines)
+    own, lines = resolved("a cat <lora:lcm-lora-ink>", sampler_name="Euler a", steps=2, cfg_scale=7.0)
+    assert (own.sampler_name, own.steps, own.cfg_scale) == ("Euler a", 2, 7)
+    assert "cfg_scale: 7 ruins the pictures of an LCM-LoRA; it takes 1 to 2" in lines
+    off, _ = resolved("a cat <lora:lcm-lora-ink>", fast="none", steps=1)
+    assert (off.sampler_name, off.cfg_scale, off.fast) == ("DPM++ 2M", 7, "none")
+    zero, _ = resolved("a cat <lora:lcm-lora-ink:0>", steps=1)
+    assert zero.fast is None
+    chosen, _ = resolved("a cat", fast="tcd", steps=1)
+    assert (chosen.sampler_name, chosen.eta, chosen.cfg_scale) == ("TCD", 0.3, 1)
+    first, _ = resolved("a cat", fast="hyper-1step")
+    assert first.sigma_max == pytest.approx(tiny.process.sigma_at(800))
+
+
 OFF: dict[str, Any] = {
     "freeu": {"b1": 1, "b2": 1, "s1": 1, "s2": 1, "start": 0.5, "end": 0.5},
     "pag": {"scale": 0},

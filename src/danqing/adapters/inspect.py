@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from danqing.adapters import embedding, hypernetwork
+from danqing.adapters.fast import recognised
 from danqing.adapters.formulas import ALGORITHMS
 from danqing.adapters.keys import by_layer
 from danqing.adapters.lora import kind_of as algorithm_of
 from danqing.adapters.lora import likely, name_of, open_adapter
 from danqing.checkpoints.files import TensorFile, open_component
+from danqing.checkpoints.image_prompts import TOWERS, ip_adapter_config
 from danqing.checkpoints.recognise import kind_of
 from danqing.errors import DanqingError
 from danqing.families import SD1, SD2, SDXL
@@ -84,13 +86,15 @@ def inspect_adapter(path: Path | str) -> Summary:
         return _embedding(file)
     if kind.name == "hypernetwork":
         return _hypernetwork(file)
+    if kind.name == "ip-adapter":
+        return _ip_adapter(file)
     if kind.name in _OTHERS:
         title = kind.title.partition(" ")[2]  # without its article
         return Summary(name_of(file), "", file.path, title, _family_of(file), settings=_settings(file.metadata))
     return _lora(file)
 
 
-_OTHERS = ("controlnet", "t2i-adapter", "ip-adapter", "photomaker")
+_OTHERS = ("controlnet", "t2i-adapter", "photomaker")
 _TEXTS = {row.denoiser.context_width: row.title for row in (SDXL, SD2, SD1)}
 
 
@@ -136,6 +140,22 @@ def _hypernetwork(file: TensorFile) -> Summary:
     return Summary(network.name, alias, file.path, "hypernetwork", family, settings=told, facts=facts)
 
 
+def _ip_adapter(file: TensorFile) -> Summary:
+    """What it looks at, and through which of CLIP's image towers."""
+    config = ip_adapter_config(file)
+    titles = {"full": "IP-Adapter full", "face": "IP-Adapter FaceID", "face plus": "IP-Adapter FaceID plus"}
+    plus = "InstantID's IP-Adapter" if config.look == "face" else "IP-Adapter plus"
+    facts = {"looks at": {"vector": "pictures", "patches": "pictures"}.get(config.look, config.look)}
+    if config.look != "face":
+        answer = "vector" if config.look == "vector" else "patches"
+        facts["through"] = TOWERS.get((answer, config.feature_width), f"{config.feature_width} numbers")
+    if config.kind != "full":
+        facts["tokens"] = str(config.tokens)
+    title = plus if config.kind == "plus" else titles.get(config.kind, "IP-Adapter")
+    told = _settings(file.metadata)
+    return Summary(name_of(file), "", file.path, title, _family_of(file), settings=told, facts=facts)
+
+
 def _lora(file: TensorFile) -> Summary:
     """No tensor is read."""
     found, _ = by_layer(file.entries)
@@ -152,7 +172,7 @@ def _lora(file: TensorFile) -> Summary:
                 ranks.add(row.rank({part: torch.empty(entry.shape, device="meta") for part, entry in parts.items()}))
     if not layers:
         raise DanqingError(f"{file.path}: holds no layer of a LoRA or of its kin")
-    told = file.metadata
+    told, few = file.metadata, recognised(name_of(file), file.metadata)
     text = sum("text_model" in name or name.startswith(("lora_te", "text_encoder", "clip_")) for name in layers)
     return Summary(
         name_of(file),
@@ -164,7 +184,7 @@ def _lora(file: TensorFile) -> Summary:
         text,
         tuple(sorted(ranks)),
         trigger_words(file.path, told),
-        _settings(told),
+        ({"few steps": f"{few.row.title}, by {few.by}"} if few else {}) | _settings(told),
     )
 
 

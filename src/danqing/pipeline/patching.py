@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from danqing.adapters.attention_guidance import perturbed_source
 from danqing.adapters.freeu import freeu_source
@@ -15,9 +15,13 @@ from danqing.requests import Painting, PerturbedAttention
 from danqing.sampling.predict import PatchSource
 
 
-def patch_sources(request: Painting, model: Model, steps: int) -> list[PatchSource]:
-    """The sources of the patches that a resolved request asks for, over a run of `steps`; the later act around the
-    earlier.
+def patch_sources(
+    request: Painting, model: Model, steps: int, steering: Sequence[PatchSource] = ()
+) -> list[PatchSource]:
+    """The sources of the patches that a resolved request asks for, over a run of `steps`, and of those that steer it; the
+    later act around the earlier.
+
+    A tile's attention is to itself whatever else a reference adds; a perturbed layer looks at nothing, references neither.
 
     Raises DanqingError where one asks for layers that the U-Net lacks.
     """
@@ -30,6 +34,7 @@ def patch_sources(request: Painting, model: Model, steps: int) -> list[PatchSour
         sources.append(freeu_source(request.freeu, config, steps, request.dialect))
     if request.hypertile is not None and not request.hypertile.hires_only:
         sources.append(hypertile_source(request.hypertile, config, model.family.autoencoder.downscale))
+    sources += steering
     if request.pag is not None:
         sources.append(perturbed_source(request.pag, config))
     if request.token_merging is not None and request.token_merging.ratio:

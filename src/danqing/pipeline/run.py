@@ -111,8 +111,8 @@ class Run:
         told = timesteps(process, r.dialect, sampler.name, r.scheduler or "")
         watch = Watch(r.sag, self.model.family.denoiser) if r.sag is not None else None
         sources = [watch.source] if watch else []
-        sources += patch_sources(r, self.model, self.count)
-        sources += steering_sources(self.controls, self.model, self.count, r.dialect, self.note)
+        steering = steering_sources(self.controls, self.model, self.count, r.dialect, self.note)
+        sources += patch_sources(r, self.model, self.count, steering)
         predict = predictor(
             self.model,
             pictures_per_call=plan.pictures_per_call,
