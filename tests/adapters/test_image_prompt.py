@@ -10,8 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tests.ip_adapter_files import config_of, ip_adapter, photomaker, tower
-from tests.tiny_model import tiny_model
 from torch import Tensor
 
 from danqing.adapters.control import Unit
@@ -30,6 +28,8 @@ from danqing.models.unet import cross_attentions
 from danqing.prompts.encode import conditionings
 from danqing.prompts.grammar import understand
 from danqing.sampling.predict import predictor, together
+from ip_adapter_files import config_of, ip_adapter, photomaker, tower
+from tiny_model import tiny_model
 
 AT = At(2.0, 3.0)
 STEPS = 10

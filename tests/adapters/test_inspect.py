@@ -144,7 +144,9 @@ def test_the_command_knows_other_kinds(
 
 def test_an_ip_adapter_tells_what_it_looks_at(tmp_path: Path) -> None:
     told = {
-        kind: inspect_adapter(save_ip_adapter(tmp_path / f"{kind}.bin", kind, replace(TINY.denoiser, context_width=768)))
+        kind: inspect_adapter(
+            save_ip_adapter(tmp_path / f"{kind}.bin", kind, replace(TINY.denoiser, context_width=768))
+        )
         for kind in ("plain", "plus", "full", "face", "face plus", "instant")
     }
     assert {summary.family for summary in told.values()} == {SD1.title}

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.ip_adapter_files import VISION, config_of, ip_adapter, photomaker, save_ip_adapter, save_tower, tower
-from tests.tiny_model import tiny_model
 from torch import Tensor
 
 from danqing.adapters.apply import Use, apply
@@ -31,6 +29,8 @@ from danqing.families import SDXL, Model
 from danqing.models.ip_adapter import IPAdapter
 from danqing.models.photomaker import PhotoMaker
 from danqing.models.unet import cross_attentions
+from ip_adapter_files import VISION, config_of, ip_adapter, photomaker, save_ip_adapter, save_tower, tower
+from tiny_model import tiny_model
 
 
 @pytest.fixture(scope="module")

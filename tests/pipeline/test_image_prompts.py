@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
-from tests.ip_adapter_files import photomaker, save_ip_adapter, save_tower
 
 import danqing
 from danqing.errors import DanqingError
@@ -19,6 +18,7 @@ from danqing.metadata.infotext import infotext, read_infotext
 from danqing.models.controlnet import from_unet
 from danqing.pipeline.replay import replay
 from danqing.requests import ImagePrompt, ImageToImage, Inpaint, TextToImage, read
+from ip_adapter_files import photomaker, save_ip_adapter, save_tower
 
 QUICK: dict[str, Any] = {"steps": 2, "seed": 3, "width": 64, "height": 64, "cfg_scale": 3.0}
 POINTS = "20 24 44 24 32 36 24 48 40 48"
