@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from danqing.adapters.fast import BY_NAME, FAST_MODELS, Known, advice, by_name, defaults, recognised
+from danqing.adapters.fast import BY_NAME, FAST_MODELS, Known, advice, by_name, defaults, lora_known, recognised
 from danqing.families import SDXL
 from danqing.vocabulary import Fast, find_sampler, find_scheduler
 
@@ -49,6 +49,14 @@ def test_names(name: str) -> None:
     assert (found and (found.row.name, found.row.steps, found.exact)) == NAMES[name]
 
 
+def test_a_lora_of_lightning_bolts_is_no_lightning() -> None:
+    assert by_name("lightning_magic", lora=True) is None
+    assert by_name("turbo_car", lora=True) is None
+    told = lora_known("style", {"ss_output_name": "sdxl_lightning_4step_lora"})
+    assert told is not None
+    assert (told.row.name, told.by, told.checkpoint) == ("lightning", "the name in its metadata", False)
+
+
 def test_what_tells_first() -> None:
     title = {"modelspec.title": "SDXL Lightning 8 steps"}
     found = recognised("anything", title)
@@ -70,7 +78,7 @@ def test_what_tells_first() -> None:
 
 def test_defaults() -> None:
     lightning = by_name("sdxl_lightning_8step")
-    turbo = recognised("sd_xl_turbo_1.0", {})
+    turbo = by_name("sd_xl_turbo_1.0", lora=True)
     assert lightning is not None
     assert turbo is not None
     some = defaults(lightning, SDXL.defaults)

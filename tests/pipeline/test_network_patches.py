@@ -157,6 +157,13 @@ def test_a_picture_does_not_depend_on_its_batch(tiny: Model) -> None:
     assert np.array_equal(np.asarray(pair[0].image), np.asarray(painted(tiny, request).image))
 
 
+def test_half_precision(tiny_bf16: Model) -> None:
+    plain = painted(tiny_bf16, TextToImage(prompt="a cat", **QUICK))
+    whole = painted(tiny_bf16, read(TextToImage, {"prompt": "a cat", **ON, **QUICK}))
+    assert apart(plain, whole) > 0
+    assert np.asarray(whole.image).std() > 5
+
+
 def test_hypertile_cuts_large_pictures_only(tiny: Model) -> None:
     lines: list[str] = []
     small = TextToImage(prompt="a cat", hypertile=HyperTile(), **QUICK)

@@ -37,6 +37,8 @@ class FastModel:
     """Whether there is a model for each number of steps, which its name tells."""
     embeds: bool = False
     """Whether the U-Net is told the CFG scale and guides itself, so that any scale serves."""
+    lora_pattern: str | None = None
+    """Of LoRAs' names, where a word that tells a checkpoint would be a LoRA's subject; None is as of checkpoints."""
     suited: tuple[str, ...] = ()
     """More samplers that serve; empty is all of them."""
 
@@ -65,7 +67,8 @@ FAST_MODELS: tuple[FastModel, ...] = (
     ),
     FastModel(
         "lightning", "SDXL Lightning", "Lin et al. 2024 (arXiv 2402.13929); ByteDance/SDXL-Lightning, model card",
-        r"lightning", "Euler", "SGM Uniform", 4, (1.0, 2.0), 12, told_steps=True, suited=_PLAIN,
+        r"lightning", "Euler", "SGM Uniform", 4, (1.0, 2.0), 12, told_steps=True,
+        lora_pattern=r"lightning.*step|sd[-_ ]?xl[-_ ]?lightning", suited=_PLAIN,
     ),
     FastModel(
         "tcd", "TCD", "Zheng et al. 2024 (arXiv 2402.19159); h1t/TCD-SDXL-LoRA, model card",
@@ -85,7 +88,7 @@ FAST_MODELS: tuple[FastModel, ...] = (
     ),
     FastModel(
         "turbo-mix", "a model merged with SDXL Turbo", "Lykon/dreamshaper-xl-v2-turbo, model card",
-        r"turbo", "DPM++ SDE", "Karras", 6, (2.0, 3.0), 12, suited=_PLAIN,
+        r"turbo", "DPM++ SDE", "Karras", 6, (2.0, 3.0), 12, lora_pattern="", suited=_PLAIN,
     ),
 )  # fmt: skip
 """The first whose pattern fits is it."""
@@ -118,32 +121,44 @@ def named(row: FastModel, name: str) -> Known:
     return Known(replace(row, steps=steps), "", exact=True)
 
 
-def by_name(name: str) -> Known | None:
-    """The fast model that a file's or model's name tells."""
+def by_name(name: str, lora: bool = False) -> Known | None:
+    """The fast model that the name of a checkpoint or LoRA tells."""
     folded = name.lower()
     for row in FAST_MODELS:
-        if row.pattern and re.search(row.pattern, folded):
+        pattern = row.pattern if row.lora_pattern is None or not lora else row.lora_pattern
+        if pattern and re.search(pattern, folded):
             return named(row, folded)
     return None
+
+
+def lora_known(name: str, metadata: Mapping[str, str]) -> Known | None:
+    """What a LoRA is, by the name in its metadata, else by its file's."""
+    return _told(name, metadata, lora=True)
 
 
 def recognised(
     name: str, metadata: Mapping[str, str], guidance_width: int = 0, scheduler: Mapping[str, object] | None = None
 ) -> Known | None:
-    """What a checkpoint or LoRA is, by the first of these that tells: its U-Net's guidance embedding, the scheduler in its
+    """What a checkpoint is, by the first of these that tells: its U-Net's guidance embedding, the scheduler in its
     diffusers folder, the name in its metadata, its file's name; None where it is no fast model."""
-    if guidance_width:
-        return Known(BY_NAME["lcm"], "its U-Net's guidance embedding")
     config = scheduler or {}
-    kind = str(config.get("_class_name", ""))
-    if kind in ("LCMScheduler", "TCDScheduler"):
-        return Known(BY_NAME["lcm-lora" if kind == "LCMScheduler" else "tcd"], "its scheduler_config.json")
-    if kind == "EulerAncestralDiscreteScheduler" and config.get("timestep_spacing") == "trailing":
-        return Known(BY_NAME["turbo"], "its scheduler_config.json")
+    kind, trailing = config.get("_class_name", ""), config.get("timestep_spacing") == "trailing"
+    found = None
+    if guidance_width:
+        found = Known(BY_NAME["lcm"], "its U-Net's guidance embedding")
+    elif kind in ("LCMScheduler", "TCDScheduler"):
+        found = Known(BY_NAME["lcm-lora" if kind == "LCMScheduler" else "tcd"], "its scheduler_config.json")
+    elif kind == "EulerAncestralDiscreteScheduler" and trailing:
+        found = Known(BY_NAME["turbo"], "its scheduler_config.json")
+    found = found or _told(name, metadata)
+    return None if found is None else replace(found, checkpoint=True)
+
+
+def _told(name: str, metadata: Mapping[str, str], lora: bool = False) -> Known | None:
     for title in TITLES:
-        if found := by_name(metadata.get(title, "")):
+        if found := by_name(metadata.get(title, ""), lora):
             return replace(found, by="the name in its metadata")
-    found = by_name(name)
+    found = by_name(name, lora)
     return None if found is None else replace(found, by="its file's name")
 
 

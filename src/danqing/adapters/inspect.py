@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from danqing.adapters import embedding, hypernetwork
-from danqing.adapters.fast import recognised
+from danqing.adapters.fast import lora_known
 from danqing.adapters.formulas import ALGORITHMS
 from danqing.adapters.keys import by_layer
 from danqing.adapters.lora import kind_of as algorithm_of
@@ -172,7 +172,7 @@ def _lora(file: TensorFile) -> Summary:
                 ranks.add(row.rank({part: torch.empty(entry.shape, device="meta") for part, entry in parts.items()}))
     if not layers:
         raise DanqingError(f"{file.path}: holds no layer of a LoRA or of its kin")
-    told, few = file.metadata, recognised(name_of(file), file.metadata)
+    told, few = file.metadata, lora_known(name_of(file), file.metadata)
     text = sum("text_model" in name or name.startswith(("lora_te", "text_encoder", "clip_")) for name in layers)
     return Summary(
         name_of(file),

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from danqing.families import At
@@ -73,7 +74,7 @@ def matching(tokens: Tensor, size: tuple[int, int], ratio: float, sx: int = 2, s
     count = min(int(height * width * ratio), len(rest))
     if count <= 0 or not len(places):
         return None
-    unit = tokens / tokens.norm(dim=-1, keepdim=True)
+    unit = F.normalize(tokens, dim=-1)
     likeness, target = (unit[:, rest] @ unit[:, places].transpose(1, 2)).max(-1)  # (B, T - D) twice
     order = likeness.argsort(dim=1, descending=True, stable=True)
     first, last = order[:, :count], order[:, count:]

@@ -53,6 +53,7 @@ LABELS: Mapping[str, str] = {
     "Refiner checkpoint": "refiner_checkpoint",
     "Refiner switch at": "refiner_switch_at",
     "RNG source": "noise_source",
+    "Token merging ratio": "token_merging",
 }
 _ALIASES = {
     "cfg": "CFG Scale",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from danqing.adapters.fast import BY_NAME, Known, by_name, named, recognised
+from danqing.adapters.fast import BY_NAME, Known, by_name, lora_known, named, recognised
 from danqing.adapters.lora import name_of, open_adapter
 from danqing.checkpoints.files import open_file, read_json
 from danqing.errors import DanqingError
@@ -42,7 +42,7 @@ def _loras(request: Painting) -> list[tuple[str, Known | None]]:
             file = open_adapter(find_lora(tag.positional[0]))
         except DanqingError:
             continue  # said where it is applied
-        out.append((name_of(file), recognised(name_of(file), file.metadata)))
+        out.append((name_of(file), lora_known(name_of(file), file.metadata)))
     return out
 
 
@@ -57,5 +57,5 @@ def _of_checkpoint(model: Model) -> Known | None:
         metadata = dict(open_file(path).metadata)
     found = recognised(model.name, metadata, model.family.denoiser.guidance_width, scheduler)
     if found is None and (found := by_name(model.family.name)) is not None:
-        found = Known(found.row, "its family")
-    return None if found is None else Known(found.row, found.by, found.exact, checkpoint=True)
+        found = Known(found.row, "its family", checkpoint=True)
+    return found
