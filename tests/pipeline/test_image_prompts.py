@@ -127,6 +127,15 @@ def test_over_a_picture_it_is_that_picture(tiny: Model) -> None:
     assert apart(own, painted(tiny, request, image_prompts="plain.safetensors,photo.png,2")) == 0
 
 
+def test_a_picture_painted_over_is_no_picture_of_keypoints(tiny: Model) -> None:
+    asked = [{"model": "instant.safetensors", "faces": "face.npy", "identity_net": "net.safetensors"}]
+    request = ImageToImage(prompt="a cat", image="photo.png", denoising_strength=0.9, **QUICK)
+    with pytest.raises(DanqingError, match="wants the face's keypoints, or one picture of them"):
+        painted(tiny, request, image_prompts=asked)
+    drawn = painted(tiny, request, image_prompts=[{**asked[0], "images": ["other.png"]}])
+    assert apart(drawn, painted(tiny, request, image_prompts=[{**asked[0], "keypoints": POINTS}])) > 0
+
+
 def test_with_parts_of_the_picture(tiny: Model) -> None:
     prompts = '[{"model": "plain.safetensors", "images": ["photo.png"], "weight": 2, "mask": "mask.png"}, {"model": "reference only", "images": ["other.png"]}]'  # fmt: skip
     mask = Image.new("L", (80, 64))

@@ -178,7 +178,7 @@ def _prompt(
         return [prompt]
     net = studio.prompters[files[f"{key}.identity_net"]]
     assert isinstance(net, ControlNet)
-    hint = _keypoints(asked, request, pixels)
+    hint = _keypoints(asked, request, pixels if asked.images else [])
     return [prompt, Unit(net, (hint,), weight=asked.identity_weight, start=start, end=end, listens=prompt)]
 
 
