@@ -89,6 +89,9 @@ def test_defaults() -> None:
         1,
         1024,
     )
+    hyper = by_name("Hyper-SD15-8steps-lora")
+    assert hyper is not None
+    assert [defaults(hyper, SDXL.defaults, dialect).sampler for dialect in ("danqing", "a1111")] == ["DDIM", "Euler"]
     assert defaults(turbo, SDXL.defaults).width == 1024  # a LoRA leaves the checkpoint's size
     checkpoint = Known(turbo.row, turbo.by, checkpoint=True)
     assert (defaults(checkpoint, SDXL.defaults).width, defaults(checkpoint, SDXL.defaults).height) == (512, 512)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from danqing.families import Defaults, Prediction
-from danqing.vocabulary import Fast
+from danqing.sampling.schedules import TIMESTEP_SAMPLERS
+from danqing.vocabulary import Dialect, Fast
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ class FastModel:
         return 8.0 if self.embeds else self.cfg[0]
 
 
-_PLAIN = ("Euler", "Euler a", "DDIM", "LCM", "TCD", "DDPM", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M", "UniPC",
-                      "DPM++ 2M SDE")  # fmt: skip
+_PLAIN = (
+    *("Euler", "Euler a", "DDIM", "LCM", "TCD", "DDPM", "UniPC"),
+    *("DPM++ 2S a", "DPM++ SDE", "DPM++ 2M", "DPM++ 2M SDE"),
+)
+"""Samplers that take few steps well."""
 
 FAST_MODELS: tuple[FastModel, ...] = (
     FastModel(
@@ -76,11 +80,11 @@ FAST_MODELS: tuple[FastModel, ...] = (
     ),
     FastModel(
         "lcm", "a latent consistency model", "Luo et al. 2023 (arXiv 2310.04378); SimianLuo/LCM_Dreamshaper_v7",
-        "", "LCM", "Automatic", 4, (0.0, 100.0), 50, embeds=True, suited=("LCM", "TCD"),
+        "", "LCM", "SGM Uniform", 4, (0.0, 100.0), 50, embeds=True, suited=("LCM", "TCD"),
     ),
     FastModel(
         "lcm-lora", "an LCM-LoRA", "Luo et al. 2023 (arXiv 2311.05556); latent-consistency/lcm-lora-sdxl, model card",
-        r"(^|[^a-z])lcm([^a-z]|$)", "LCM", "Automatic", 4, (1.0, 2.0), 50, suited=("LCM", "TCD", "Euler a", "DDPM"),
+        r"(^|[^a-z])lcm([^a-z]|$)", "LCM", "SGM Uniform", 4, (1.0, 2.0), 50, suited=("LCM", "TCD", "Euler a", "DDPM"),
     ),
     FastModel(
         "turbo", "SD or SDXL Turbo", "Sauer et al. 2023 (arXiv 2311.17042); stabilityai/sdxl-turbo, model card",
@@ -162,9 +166,13 @@ def _told(name: str, metadata: Mapping[str, str], lora: bool = False) -> Known |
     return None if found is None else replace(found, by="its file's name")
 
 
-def defaults(known: Known, usual: Defaults) -> Defaults:
-    """The family's defaults with what the fast model needs in their place."""
+def defaults(known: Known, usual: Defaults, dialect: Dialect = "danqing") -> Defaults:
+    """The family's defaults with what the fast model needs in their place.
+
+    AUTOMATIC1111's DDIM takes no scheduler; Euler, which does, has the same formula.
+    """
     row = known.row
+    sampler = "Euler" if dialect == "a1111" and row.sampler in TIMESTEP_SAMPLERS else row.sampler
     size = min(row.size or usual.width, usual.width) if known.checkpoint else usual.width
     return replace(
         usual,
@@ -172,7 +180,7 @@ def defaults(known: Known, usual: Defaults) -> Defaults:
         height=size if size != usual.width else usual.height,
         steps=row.steps,
         cfg_scale=row.cfg_scale,
-        sampler=row.sampler,
+        sampler=sampler,
         scheduler=row.scheduler,
     )
 

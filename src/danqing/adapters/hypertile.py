@@ -52,7 +52,7 @@ def splits(
     deepest = max((level for name, level in blocks.items() if not name.startswith("mid_block")), default=finest)
     common = math.gcd(height, width)
     side = max(_LEAST // cell, min(common & -common, tile.tile_size // cell))
-    found = {}
+    found: dict[str, tuple[int, int, list[int], list[int]]] = {}
     for name, level in blocks.items():
         depth = (deepest + 1 if name.startswith("mid_block") else level) - finest
         if depth <= tile.max_depth:

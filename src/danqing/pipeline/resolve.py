@@ -103,7 +103,7 @@ def resolve(
         raise DanqingError(f"dynamic: {len(others) + 1} requests come of this one; expand it first")
     notes: list[str] = []
     if fast is not None:
-        family = replace(family, defaults=fast_defaults(fast, family.defaults))
+        family = replace(family, defaults=fast_defaults(fast, family.defaults, request.dialect))
     defaults = family.defaults
     cell = family.autoencoder.downscale
     own = fast is not None or (request.sampler_name is None and request.dialect in ("danqing", "a1111"))

@@ -43,7 +43,7 @@ from danqing.runtime.memory import (
 from danqing.sampling import guidance
 from danqing.sampling.guidance import Scale
 from danqing.sampling.noise import sampling_noise
-from danqing.sampling.predict import predictor, timesteps, together
+from danqing.sampling.predict import PatchSource, predictor, timesteps, together
 from danqing.sampling.samplers import (
     CFGPP_SCALE,
     NEEDS_NEGATIVE,
@@ -110,7 +110,7 @@ class Run:
         sampler = find_sampler(r.sampler_name or "")
         told = timesteps(process, r.dialect, sampler.name, r.scheduler or "")
         watch = Watch(r.sag, self.model.family.denoiser) if r.sag is not None else None
-        sources = [watch.source] if watch else []
+        sources: list[PatchSource] = [] if watch is None else [watch.source]
         steering = steering_sources(self.controls, self.model, self.count, r.dialect, self.note)
         sources += patch_sources(r, self.model, self.count, steering)
         predict = predictor(
