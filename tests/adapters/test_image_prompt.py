@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.adapters.control import Unit
-from danqing.adapters.identity import Identity, draw_keypoints, identified, identity
+from danqing.adapters.identity import Identity, draw_keypoints, identified, identity, require_trigger, without_trigger
 from danqing.adapters.image_prompt import PicturePrompt, layer_weights, picture_prompt
 from danqing.adapters.reference import ReferencePicture, looking
 from danqing.adapters.steer import part_of, steered, steering_sources
@@ -313,7 +313,11 @@ def test_a_photomakers_prompt_needs_its_word(tiny: Model) -> None:
         )  # fmt: skip
 
     with pytest.raises(DanqingError, match="trigger word 'img' behind a noun"):
-        read("a man in snow")
+        require_trigger("a man in snow")
+    require_trigger("a [man  IMG:dog:0.5] in snow")
+    plain = conditionings(tiny, understand("a man in snow", 4))[0]
+    assert torch.equal(read("a man in snow")[0].context, plain.context)
+    assert without_trigger("a (man img:1.2) in snow") == "a (man:1.2) in snow"
     with pytest.raises(DanqingError, match="twice"):
         read("a man img and a woman img")
     assert len(read("a man img AND snow")) == 2

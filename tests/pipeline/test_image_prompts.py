@@ -12,12 +12,17 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 import danqing
+from danqing.adapters.identity import Identity
 from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.metadata.infotext import infotext, read_infotext
 from danqing.models.controlnet import from_unet
 from danqing.pipeline.replay import replay
-from danqing.requests import ImagePrompt, ImageToImage, Inpaint, TextToImage, read
+from danqing.pipeline.resolve import resolve
+from danqing.pipeline.run import prepare
+from danqing.prompts.encode import conditionings
+from danqing.prompts.grammar import understand
+from danqing.requests import ImagePrompt, ImageToImage, Inpaint, Reference, TextToImage, read
 from ip_adapter_files import photomaker, save_ip_adapter, save_tower
 
 QUICK: dict[str, Any] = {"steps": 2, "seed": 3, "width": 64, "height": 64, "cfg_scale": 3.0}
@@ -125,6 +130,32 @@ def test_over_a_picture_it_is_that_picture(tiny: Model) -> None:
     own = painted(tiny, request, image_prompts="plain.safetensors,,2")
     assert apart(painted(tiny, request), own) > 2
     assert apart(own, painted(tiny, request, image_prompts="plain.safetensors,photo.png,2")) == 0
+
+
+def test_a_refiner_sees_no_photographs_nor_their_word(tiny: Model) -> None:
+    resolved = resolve(TextToImage(prompt="a man img in snow", **QUICK), tiny.family, Reference(name="m"))
+    who = Identity(photomaker(64, False), torch.zeros(1, 64))
+    run = prepare(resolved, tiny, print, controls=(who,), refiner=tiny)
+    plain = conditionings(tiny, understand("a man in snow", 2))[0].context
+    assert run.refiner is not None
+    assert torch.equal(run.refiner.positive[0].context, plain)
+    assert not torch.equal(run.positive[0].context, plain)
+
+
+def test_they_go_with_what_acts_inside_the_network(tiny: Model) -> None:
+    asked = [
+        {"model": "plain.safetensors", "images": ["photo.png"], "weight": 2, "mask": "mask.png"},
+        {"model": "reference only", "images": ["other.png"]},
+    ]
+    inside = {
+        "freeu": "yes",
+        "pag": "yes",
+        "sag": "yes",
+        "token_merging": {"ratio": 0.4, "max_downsample": 4},
+        "hypertile": "yes",
+    }
+    request = read(TextToImage, {"prompt": "a cat", **QUICK, **inside})
+    assert apart(painted(tiny, request), painted(tiny, request, image_prompts=asked)) > 2
 
 
 def test_a_picture_painted_over_is_no_picture_of_keypoints(tiny: Model) -> None:

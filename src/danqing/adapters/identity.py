@@ -77,8 +77,8 @@ def identified(
     """The branches of a prompt in which `man img` is whom the photographs show (Li et al. 2023, section 3.2).
 
     Each photograph's vectors are merged into a repetition of the word's last token; from `start` to `end` of the `steps`
-    these hold, before and after the prompt without the trigger word. Raises DanqingError without a trigger word, with
-    two of them in a part, or with one that the dialect cuts away.
+    these hold, before and after the prompt without the trigger word. A part without the word is encoded as it is (see
+    `require_trigger`). Raises DanqingError with two of them in a part, or with one that the dialect cuts away.
     """
     count = len(who.photographs)
     encoder = model.family.text_encoders[0]
@@ -111,11 +111,7 @@ def identified(
         return new
 
     merged = encode(_rewritten(prompt, expanded))
-    if all(at is None for at in places):
-        raise DanqingError(
-            f"image_prompts: a PhotoMaker's prompt should have the trigger word '{TRIGGER}' behind a noun: 'a man {TRIGGER}'"
-        )
-    plain = encode(_rewritten(prompt, lambda text: _CLASS_WORD.sub(r"\1", text)))
+    plain = encode(_rewritten(prompt, without_trigger))
     first = -math.inf if who.start <= 0 else who.start * steps
     last = math.inf if who.end >= 1 else math.nextafter(who.end * steps, math.inf)
     branches: list[Conditioning] = []
@@ -131,6 +127,19 @@ def identified(
             if held[0] < held[1]:
                 branches.append(replace(branch, steps=held))
     return tuple(branches)
+
+
+def require_trigger(text: str) -> None:
+    """Raises DanqingError for a prompt that names nobody for a PhotoMaker to show."""
+    if not _CLASS_WORD.search(text):
+        raise DanqingError(
+            f"image_prompts: a PhotoMaker's prompt should have the trigger word '{TRIGGER}' behind a noun: 'a man {TRIGGER}'"
+        )
+
+
+def without_trigger(text: str) -> str:
+    """The prompt for whoever sees no photographs."""
+    return _CLASS_WORD.sub(r"\1", text)
 
 
 def _rewritten(prompt: Prompt, change: Callable[[str], str]) -> Prompt:

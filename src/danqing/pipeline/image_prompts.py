@@ -10,7 +10,7 @@ from torch import Tensor
 
 from danqing.adapters.apply import Use, apply
 from danqing.adapters.control import Unit
-from danqing.adapters.identity import draw_keypoints, identity
+from danqing.adapters.identity import Identity, draw_keypoints, identity, require_trigger
 from danqing.adapters.image_prompt import picture_prompt
 from danqing.adapters.lora import read_opened
 from danqing.adapters.preprocess import to_hint
@@ -38,7 +38,7 @@ from danqing.models.ip_adapter import IPAdapter, IPAdapterConfig
 from danqing.models.photomaker import PhotoMaker
 from danqing.pipeline.images import flatten, mask_pixels
 from danqing.pipeline.run import Prompters, Studio
-from danqing.requests import REFERENCE, ImagePrompt, Painting
+from danqing.requests import REFERENCE, ImagePrompt, Painting, TextToImage
 
 _ALWAYS = {"model", "guidance_start", "guidance_end"}
 _WEIGHED = _ALWAYS | {"weight", "weight_type", "combine", "mask"}
@@ -124,8 +124,12 @@ def with_prompts(studio: Studio, request: Painting) -> Studio:
     steering: list[Steering] = []
     for index, asked in enumerate(request.image_prompts):
         steering += _prompt(index, asked, request, studio, files)
-    if sum(isinstance(studio.prompters.get(path), PhotoMaker) for path in files.values()) > 1:
+    shown = sum(isinstance(unit, Identity) for unit in steering)
+    if shown > 1:
         raise DanqingError("image_prompts: one PhotoMaker at a time; give it all photographs")
+    hires = (request.hr_prompt if isinstance(request, TextToImage) and request.enable_hr else "") or request.prompt
+    for text in (request.prompt, hires) if shown else ():
+        require_trigger(text)
     return replace(studio, controls=(*studio.controls, *steering))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.adapters.attention_guidance import Watch, perturbed
-from danqing.adapters.identity import Identity
+from danqing.adapters.identity import Identity, without_trigger
 from danqing.adapters.steer import Steering, steered, steering_sources
 from danqing.families import Model
 from danqing.models.clip_vision import CLIPVision
@@ -287,7 +287,12 @@ def prepare(
         identity=next((unit for unit in controls if isinstance(unit, Identity)), None),
     )
     branches = len([b for b in positive if b.holds(0)]) + len([b for b in negative if b.holds(0)])
-    second = None if refiner is None else prepare(resolved, refiner, note, None, pictures=pictures)
+    second = None
+    if refiner is not None:
+        seen = resolved
+        if any(isinstance(unit, Identity) for unit in controls):  # whom it is not shown
+            seen = resolved.model_copy(update={"request": r.model_copy(update={"prompt": without_trigger(r.prompt)})})
+        second = prepare(seen, refiner, note, None, pictures=pictures)
     fitting = fitting_plans(r, model, branches, note)
     full = strength is None or len(sigmas) == len(levels(r, model))
     channels = empty_channels(model, r)
