@@ -6,7 +6,7 @@ A new model is a new row, not a new `if`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -411,6 +411,11 @@ def find_family(name: str) -> Family:
     return FAMILIES[choose("family", name, list(FAMILIES))]
 
 
+TextChange = Callable[[CLIPText, Callable[[CLIPText], tuple[Tensor, Tensor]], Tensor], Tensor]
+"""(a text encoder, how such a one reads a chunk of a prompt: -> (hidden states (1, 77, C), pooled (1, P)), the hidden
+states with the prompt's weights on them) -> the hidden states that condition."""
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A family with its networks. Frozen: adapters give another `Model` that shares the weights."""
@@ -430,6 +435,8 @@ class Model:
     """Words that stand for vectors in prompts (textual inversion): word -> component name -> (n, C) float32."""
     patches: Patches | None = None
     """What changes every call of the denoiser (hypernetworks)."""
+    text_changes: Mapping[str, TextChange] = field(default_factory=dict)
+    """By component name: what is made of a text encoder's answers to prompts that are not negative (aesthetic gradients)."""
 
     @property
     def process(self) -> Process:

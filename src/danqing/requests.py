@@ -335,6 +335,32 @@ class LoraRegion(BaseModel):
     strength: float = Field(1.0, gt=0, le=1, description="how much of it holds there")
 
 
+class AestheticEmbedding(BaseModel):
+    """Aesthetic gradients: the text encoder learns, for a few steps, to read a prompt as some pictures look (Gallego 2022).
+
+    Names and defaults are those of AUTOMATIC1111's extension.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    embedding: Text = Field(description="file of the mean of CLIP's vectors of pictures, by path or name")
+    projection: Text | None = Field(
+        None, description="a file of CLIP with its text_projection, by path or name; SD 1.x and 2.x lack it"
+    )
+    weight: float = Field(0.9, gt=0, le=1, description="how much of what it learned counts")
+    steps: int = Field(5, ge=1, le=50, description="steps of learning")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="how far each step goes")
+    slerp: bool = Field(False, description="mix on an arc, not on a line")
+    text: Text = Field("", description="turns the embedding towards what this says")
+    slerp_angle: Unit = Field(0.1, description="how far it is turned")
+    text_negative: bool = Field(False, description="turn it away instead")
+
+    @field_validator("projection", mode="before")
+    @classmethod
+    def _left_out(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+
 class ControlUnit(BaseModel):
     """A ControlNet or T2I-Adapter, and the picture that it is shown.
 
@@ -431,7 +457,9 @@ class ImagePrompt(BaseModel):
                 f"{self.guidance_end:g}"
             )
         if len(self.keypoints) not in (0, 10):
-            raise DanqingError(f"image_prompts: keypoints are ten numbers, X and Y of five points, not {len(self.keypoints)}")
+            raise DanqingError(
+                f"image_prompts: keypoints are ten numbers, X and Y of five points, not {len(self.keypoints)}"
+            )
         return self
 
 
@@ -473,6 +501,7 @@ _WITH_SETTINGS: Mapping[str, type[BaseModel]] = {
     "sag": SelfAttention,
     "token_merging": TokenMerging,
     "hypertile": HyperTile,
+    "aesthetic": AestheticEmbedding,
 }
 """Fields that are `yes`, or settings in their order."""
 
@@ -586,6 +615,12 @@ class Painting(BaseModel):
         None, description="faster, with attention in tiles: `yes`, or tile size, swap size, max depth (256,3,3)"
     )
 
+    aesthetic: AestheticEmbedding | None = Field(
+        None,
+        description="aesthetic gradients: an embedding's file, CLIP's projection, weight, steps ... "
+        "(flowers.pt,clip.safetensors,0.9,5)",
+    )
+
     lora_mode: LoraMode = Field("merge", description="how the prompt's LoRAs go together")
     lora_switch_every: int = Field(1, ge=1, le=1000, description="lora_mode switch: steps of each LoRA's turn")
     lora_regions: tuple[LoraRegion, ...] = Field(
@@ -597,7 +632,8 @@ class Painting(BaseModel):
     )
 
     image_prompts: tuple[ImagePrompt, ...] = Field(
-        (), description="pictures as prompts, by IP-Adapters and their kin: `MODEL,PICTURE|PICTURE,0.8,style transfer; ...`"
+        (),
+        description="pictures as prompts, by IP-Adapters and their kin: `MODEL,PICTURE|PICTURE,0.8,style transfer; ...`",
     )
 
     detailers: tuple[Detailer, ...] = Field(
@@ -615,7 +651,7 @@ class Painting(BaseModel):
             raise ValueError("should be MIMIC_SCALE or MIMIC_SCALE,PERCENTILE")
         return dict(zip(DynamicThresholding.model_fields, parts))
 
-    @field_validator("tiled_diffusion", "freeu", "pag", "sag", "token_merging", "hypertile", mode="before")
+    @field_validator("tiled_diffusion", "freeu", "pag", "sag", "token_merging", "hypertile", "aesthetic", mode="before")
     @classmethod
     def _by_settings(cls, value: Any, info: ValidationInfo) -> Any:
         return _settings(value, _WITH_SETTINGS[info.field_name or ""])
@@ -707,7 +743,9 @@ class Painting(BaseModel):
             clashes = ("tiled_diffusion", "detailers", "sd_upscale", "inpaint_full_res")
             clash = next((field for field in clashes if getattr(self, field, None)), None)
             if clash is not None:
-                raise DanqingError(f"lora_regions: does not go with {clash}, which paints parts of the picture; leave one out")
+                raise DanqingError(
+                    f"lora_regions: does not go with {clash}, which paints parts of the picture; leave one out"
+                )
             if self.lora_mode != "merge":
                 raise DanqingError(f"lora_regions: does not go with lora_mode {self.lora_mode}; leave one out")
         count = self.batch_size * self.n_iter

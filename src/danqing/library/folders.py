@@ -27,6 +27,7 @@ Kind = Literal[
     "lora",
     "embedding",
     "hypernetwork",
+    "aesthetic_embedding",
     "controlnet",
     "ip_adapter",
     "clip_vision",
@@ -61,6 +62,7 @@ _KIND_OF_FOLDER: dict[str, Kind] = {
     "lycoris": "lora",
     "embeddings": "embedding",
     "hypernetworks": "hypernetwork",
+    "aesthetic_embeddings": "aesthetic_embedding",
     "controlnet": "controlnet",
     "t2i_adapter": "controlnet",
     "ipadapter": "ip_adapter",
@@ -96,6 +98,12 @@ _KIND_OF_FOLDER: dict[str, Kind] = {
     "audio_encoders": "other",
 }
 
+_OF_EXTENSIONS: tuple[tuple[str, Kind], ...] = (
+    ("sd-webui-controlnet/models", "controlnet"),
+    ("stable-diffusion-webui-aesthetic-gradients/aesthetic_embeddings", "aesthetic_embedding"),
+)
+"""Where AUTOMATIC1111's extensions keep theirs."""
+
 OWN_FOLDER: dict[Kind, str] = {
     "checkpoint": "checkpoints",
     "denoiser": "diffusion_models",
@@ -104,6 +112,7 @@ OWN_FOLDER: dict[Kind, str] = {
     "lora": "loras",
     "embedding": "embeddings",
     "hypernetwork": "hypernetworks",
+    "aesthetic_embedding": "aesthetic_embeddings",
     "controlnet": "controlnet",
     "ip_adapter": "ipadapter",
     "clip_vision": "clip_vision",
@@ -199,9 +208,9 @@ def _scan_root(root: Path) -> Iterator[Entry]:
     yield from _walk(models, source, "unknown")
     if (root / "embeddings").is_dir():
         yield from _walk(root / "embeddings", source, "embedding")
-    controlnet = root / "extensions" / "sd-webui-controlnet" / "models"
-    if controlnet.is_dir():
-        yield from _walk(controlnet, source, "controlnet")
+    for folder, kind in _OF_EXTENSIONS:
+        if (root / "extensions" / folder).is_dir():
+            yield from _walk(root / "extensions" / folder, source, kind)
     if (root / "extra_model_paths.yaml").is_file():
         yield from _scan_extra_paths(root / "extra_model_paths.yaml")
 

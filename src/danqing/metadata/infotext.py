@@ -272,6 +272,33 @@ def _sd_upscale(part: str) -> Entry:
     return Entry(f"SD upscale {part}", write, lambda text: {"sd_upscale": {part: text}}, ("sd_upscale",))
 
 
+_AESTHETIC = {
+    "Aesthetic LR": "learning_rate",
+    "Aesthetic weight": "weight",
+    "Aesthetic steps": "steps",
+    "Aesthetic embedding": "embedding",
+    "Aesthetic slerp": "slerp",
+    "Aesthetic text": "text",
+    "Aesthetic text negative": "text_negative",
+    "Aesthetic slerp angle": "slerp_angle",
+    "Aesthetic projection": "projection",
+}
+"""The extension aesthetic-gradients' words for the fields; it has none for the last."""
+
+
+def _aesthetic(key: str, part: str) -> Entry:
+    def write(resolved: ResolvedRequest) -> object:
+        values = resolved.request.aesthetic
+        value = None if values is None else getattr(values, part)
+        file = resolved.others.get({"embedding": "aesthetic", "projection": "aesthetic.projection"}.get(part, ""))
+        return file.name if file and value is not None else None if value == "" else value
+
+    def read(text: str) -> Fields:
+        return {} if part == "embedding" and text == "None" else {"aesthetic": {part: text}}
+
+    return Entry(key, write, read, ("aesthetic",))
+
+
 def _masked(field: str, told: Callable[[Any], object]) -> Callable[[ResolvedRequest], object]:
     """Of inpainting only: what `told` says of the field's value."""
 
@@ -405,6 +432,7 @@ ENTRIES: tuple[Entry, ...] = (
     _hashes("Lora hashes", "lora", "autov3"),
     _hashes("TI hashes", "embedding", "sha256"),
     _hashes("Hypernet hashes", "hypernet", "sha256"),  # AUTOMATIC1111 has no such pair
+    *(_aesthetic(key, part) for key, part in _AESTHETIC.items()),
     Entry("Emphasis", _emphasis, lambda text: {"emphasis": text}, ("emphasis",)),
     _field("Eta", "eta"),
     Entry("Eta DDIM", lambda resolved: None, lambda text: {"eta": text}),

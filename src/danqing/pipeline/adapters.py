@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from danqing.adapters import aesthetic
 from danqing.adapters.apply import Use, apply, block_weights
 from danqing.adapters.hypernetwork import TAG, with_hypernetworks
 from danqing.adapters.hypernetwork import read as read_hypernetwork
@@ -30,7 +31,7 @@ from danqing.pipeline.models import Say
 from danqing.pipeline.run import Studio
 from danqing.pipeline.texts import area
 from danqing.prompts.grammar import NetworkTag, understand
-from danqing.requests import Painting, Reference, TextToImage
+from danqing.requests import AestheticEmbedding, Painting, Reference, TextToImage
 
 Want = TypeVar("Want")
 
@@ -53,7 +54,7 @@ class Dressed:
 
     studio: Studio
     references: Mapping[str, Reference] = field(default_factory=dict)
-    """By the record's key, `lora:NAME`, `embedding:NAME`, `hypernet:NAME`."""
+    """By the record's key, `lora:NAME`, `embedding:NAME`, `hypernet:NAME`, and `aesthetic`."""
     paths: dict[str, str | None] = field(default_factory=dict)
 
 
@@ -144,7 +145,7 @@ def _alias(path: Path) -> str | None:
 
 def dress(request: Painting, studio: Studio) -> Dressed:
     """The studio whose models wear the adapters that the request's prompts name: embeddings in any of them, LoRAs and
-    hypernetworks in the prompt; those of a hires prompt hold in its pass.
+    hypernetworks in the prompt; those of a hires prompt hold in its pass. And its aesthetic embedding.
 
     A name that is no file's is told to `studio.note`, and the picture is painted without it. Raises DanqingError for
     a file that is damaged or made for another family, and for a tag that makes no sense.
@@ -160,7 +161,9 @@ def dress(request: Painting, studio: Studio) -> Dressed:
     plain = {f"embedding:{embedding.path.stem}": embedding.path for embedding in embeddings}
     plain |= {f"hypernet:{name}": path for name, path in networks.items()}
     references |= {key: Reference(name=key.partition(":")[2]) for key in plain}
-    return Dressed(studio, references, {key: str(path) for key, path in (paths | plain).items()})
+    studio, learned = _with_aesthetic(request, studio)
+    references |= {key: Reference(name=path.name) for key, path in learned.items()}
+    return Dressed(studio, references, {key: str(path) for key, path in (paths | plain | learned).items()})
 
 
 def _with_loras(request: Painting, studio: Studio) -> tuple[Studio, dict[str, Path]]:
@@ -200,6 +203,39 @@ def _with_hypernetworks(request: Painting, studio: Studio) -> tuple[Studio, dict
     return _dressed(studio, first, second, wear), files
 
 
+def _with_aesthetic(request: Painting, studio: Studio) -> tuple[Studio, dict[str, Path]]:
+    """(the studio whose models of the same family read as the request's aesthetic embedding has them, its files)."""
+    asked = request.aesthetic
+    if asked is None:
+        return studio, {}
+    settings = load_settings()
+    files = {"aesthetic": find(asked.embedding, "aesthetic_embedding", settings).path}
+    if asked.projection is not None:
+        files["aesthetic.projection"] = find(asked.projection, "text_encoder", settings).path
+    if not asked.text and (
+        asked.text_negative or asked.slerp_angle != AestheticEmbedding.model_fields["slerp_angle"].default
+    ):
+        studio.note("aesthetic: slerp_angle and text_negative have no effect: there is no text")
+    vectors = aesthetic.read(files["aesthetic"])
+    projection = aesthetic.read_projection(files["aesthetic.projection"]) if asked.projection is not None else None
+
+    def wear(model: Model, wants: Sequence[AestheticEmbedding]) -> Model:
+        return aesthetic.with_aesthetic(
+            model,
+            vectors,
+            projection,
+            text=asked.text,
+            text_negative=asked.text_negative,
+            angle=asked.slerp_angle,
+            weight=asked.weight,
+            steps=asked.steps,
+            learning_rate=asked.learning_rate,
+            slerp=asked.slerp,
+        )
+
+    return _dressed(studio, [asked], [asked], wear), files
+
+
 def _passes(request: Painting) -> tuple[str, str]:
     """The prompts of the first pass and of a hires fix's, which are often the same."""
     hires = request.hr_prompt if isinstance(request, TextToImage) and request.enable_hr else ""
@@ -237,7 +273,7 @@ def _dressed(
     others = {name: other if name in strange else wear(other, second) for name, other in studio.others.items()}
     for name in strange:
         title = others[name].family.title
-        studio.note(f"{name}: {title} paints without the prompt's adapters, which are for another family")
+        studio.note(f"{name}: {title} paints without the request's adapters, which are for another family")
     if second != first and "hr_checkpoint_name" not in others:
         others["hr_checkpoint_name"] = wear(studio.model, second)
     return replace(studio, model=wear(studio.model, first), others=others)

@@ -148,7 +148,7 @@ def _beside(path: Path, source: Reference, field: str) -> str:
 
 
 def _further(told: Told, request: Painting) -> dict[str, Any]:
-    """Further checkpoints, controls and image prompts, by name and hash where their recorded paths lead nowhere."""
+    """Further checkpoints, controls, image prompts and the like, by name and hash where their recorded paths lead nowhere."""
 
     def found(value: str, key: str) -> str:
         known = told.others.get(key)
@@ -162,6 +162,10 @@ def _further(told: Told, request: Painting) -> dict[str, Any]:
         unit.model_copy(update={"model": found(unit.model, f"controls.{index}")})
         for index, unit in enumerate(request.controls)
     )
+    if (learned := request.aesthetic) is not None:
+        projection = learned.projection and found(learned.projection, "aesthetic.projection")
+        files = {"embedding": found(learned.embedding, "aesthetic"), "projection": projection}
+        changes["aesthetic"] = learned.model_copy(update=files)
     changes["image_prompts"] = tuple(
         asked.model_copy(
             update={

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from danqing.errors import DanqingError
-from danqing.families import Family, Model, TextEncoder
+from danqing.families import Family, Model, TextChange, TextEncoder
+from danqing.models.clip import CLIPText
 from danqing.models.conditioning import Conditioning
 from danqing.prompts.chunks import Chunk, Layout, Words, chunks, shown, vector_ids
 from danqing.prompts.grammar import Part, Prompt
@@ -71,12 +73,13 @@ def conditionings(
     An empty negative prompt is all zeros where the family wants that, but not in ComfyUI's dialect; diffusers'
     own rule is the same for a negative prompt that was never given.
     `model.embeddings` stand for their words; one that `embedding:` calls and the model lacks is left out.
+    `model.text_changes` change what is not negative.
     Raises DanqingError if `clip_skip` reaches below a text encoder's layers.
     """
     if sizes is None and model.family.size_ids != "none":
         raise ValueError(f"{model.family.title} needs sizes")
     cache = {} if cache is None else cache
-    towers = [_Tower.of(model, encoder, clip_skip, cache) for encoder in model.family.text_encoders]
+    towers = [_Tower.of(model, encoder, clip_skip, cache, negative) for encoder in model.family.text_encoders]
     ids = sizes.ids(model.family, negative) if sizes else None
     device = next(towers[0].network.parameters()).device
     extra = {} if ids is None else {"time_ids": ids.to(device)}
@@ -134,7 +137,7 @@ class _Tower:
     """A text encoder ready to encode: its network, its tokens, and the layer to take."""
 
     encoder: TextEncoder
-    network: nn.Module
+    network: CLIPText
     tokenizer: Tokenizer
     layer: int
     """Index into the hidden states; -1 is the last."""
@@ -142,9 +145,10 @@ class _Tower:
     words: Words
     vectors: Mapping[int, Tensor]
     """What the ids of embeddings stand for, (C,) each."""
+    change: TextChange | None = None
 
     @staticmethod
-    def of(model: Model, encoder: TextEncoder, clip_skip: int | None, cache: Cache) -> _Tower:
+    def of(model: Model, encoder: TextEncoder, clip_skip: int | None, cache: Cache, negative: bool) -> _Tower:
         skips = encoder.clip_skip and clip_skip is not None and clip_skip > 1
         layer = -clip_skip if skips and clip_skip is not None else encoder.layer
         if -layer > encoder.config.layers + 1:
@@ -162,7 +166,8 @@ class _Tower:
             for name, own in model.embeddings.items()
             for number, vector in zip(numbers[name], own[encoder.name])
         }
-        return _Tower(encoder, model.text_encoders[encoder.name], tokenizer, layer, cache, words, vectors)
+        change = None if negative else model.text_changes.get(encoder.name)
+        return _Tower(encoder, model.text_encoders[encoder.name], tokenizer, layer, cache, words, vectors, change)
 
     def empty(self) -> Chunk:
         return Layout(self.tokenizer.start, self.tokenizer.end, self.encoder.pad_token).chunk([])
@@ -172,24 +177,38 @@ class _Tower:
         """((1, 77, C) float32, pooled (1, P) float32)."""
         key = (self.encoder.name, self.layer, chunk.ids)
         if key not in self.cache:
-            ids, embedded = self.told(chunk)
-            out = self.network(ids, embeddings=embedded)
-            if self.layer == -1 and self.encoder.final_norm:
-                hidden = out.last
-            else:
-                hidden = out.hidden[self.layer]
-                hidden = self.network.final_norm(hidden) if self.encoder.final_norm else hidden  # type: ignore[operator]
-            self.cache[key] = hidden.float(), out.pooled.float()
+            self.cache[key] = self.read(chunk, self.network)
         found: tuple[Tensor, Tensor] = self.cache[key]
         return found
 
-    def told(self, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
+    def changed(self, chunk: Chunk, hidden: Tensor, emphasis: Emphasis) -> Tensor:
+        """`hidden` (1, 77, C) of a chunk, with its weights, as the model's adapters change it."""
+        if self.change is None:
+            return hidden
+        key = (self.encoder.name, self.layer, chunk, emphasis, self.change)
+        if key not in self.cache:
+            self.cache[key] = self.change(self.network, partial(self.read, chunk), hidden)
+        found: Tensor = self.cache[key]
+        return found
+
+    def read(self, chunk: Chunk, network: CLIPText) -> tuple[Tensor, Tensor]:
+        """What a network of this tower's kind makes of a chunk: ((1, 77, C) float32, pooled (1, P) float32)."""
+        ids, embedded = self.told(chunk, network)
+        out = network(ids, embeddings=embedded)
+        if self.layer == -1 and self.encoder.final_norm:
+            hidden = out.last
+        else:
+            hidden = out.hidden[self.layer]
+            hidden = network.final_norm(hidden) if self.encoder.final_norm else hidden
+        return hidden.float(), out.pooled.float()
+
+    def told(self, chunk: Chunk, network: CLIPText) -> tuple[Tensor, Tensor | None]:
         """What the network is called with: ids (1, 77), and embeddings (1, 77, C) where some are not its own."""
-        device = next(self.network.parameters()).device
+        device = next(network.parameters()).device
         ids = torch.tensor([[0 if token in self.vectors else token for token in chunk.ids]], device=device)
         if self.vectors.keys().isdisjoint(chunk.ids):
             return ids, None
-        embedded = self.network.embed(ids).clone()  # type: ignore[operator]
+        embedded = network.embed(ids).clone()
         for place, token in enumerate(chunk.ids):
             if token in self.vectors:
                 embedded[0, place] = self.vectors[token].to(embedded)
@@ -244,5 +263,5 @@ def _weighted(tower: _Tower, filled: Sequence[Chunk], emphasis: Emphasis) -> Ten
                 new_mean = hidden.mean()
                 if emphasis == "original" and new_mean != 0:
                     hidden = hidden * (mean / new_mean)
-        vectors.append(hidden)
+        vectors.append(tower.changed(chunk, hidden, emphasis))
     return torch.cat(vectors, dim=1)
