@@ -19,6 +19,7 @@ from danqing.families import Model
 from danqing.metadata.infotext import infotext, read_infotext
 from danqing.models.controlnet import from_unet
 from danqing.models.patches import Patches, stacked
+from danqing.pipeline.patching import patch_sources
 from danqing.pipeline.replay import replay
 from danqing.requests import (
     FreeU,
@@ -227,6 +228,23 @@ def test_networks_without_a_middle_or_fine_attention(tiny: Model) -> None:
     lines: list[str] = []
     painted(tiny, TextToImage(prompt="a cat", token_merging=TokenMerging(), **QUICK), say=lines.append)
     assert "token_merging has no effect: tiny random weights has attention from max_downsample 2 on" in lines
+
+
+def test_hypertile_in_the_second_pass_alone(tiny: Model) -> None:
+    hires: dict[str, Any] = {"enable_hr": True, "hr_resize_x": 512, "hr_resize_y": 256, "denoising_strength": 0.5}
+    hires |= {**QUICK, "steps": 1, "width": 128, "cfg_scale": 1.0}
+    plain, later = (
+        list(danqing.stream(TextToImage(prompt="a cat", hypertile=tile, **hires), tiny, say=lambda line: None))
+        for tile in (None, HyperTile(tile_size=128, hires_only=True))
+    )
+    assert torch.equal(plain[0].clean, later[0].clean)
+    assert not torch.equal(plain[-1].clean, later[-1].clean)
+
+
+def test_self_attention_does_not_go_with_pix2pix(tiny: Model) -> None:
+    family = replace(tiny.family, denoiser=replace(tiny.family.denoiser, in_channels=8))
+    with pytest.raises(DanqingError, match="sag: does not go with instruct-pix2pix"):
+        patch_sources(TextToImage(sag=SelfAttention()), replace(tiny, family=family), 1)
 
 
 def test_settings_in_words() -> None:

@@ -14,7 +14,9 @@ from danqing.sampling.guidance import (
     dynamic_thresholding,
     instruct,
     interval,
+    perturbed_attention,
     rescale,
+    self_attention,
     skip_alternate,
 )
 from danqing.sampling.types import Prediction
@@ -205,3 +207,64 @@ def test_instruct_weighs_text_and_picture(x: Tensor) -> None:
     branch = replace(_branch(1), steps=(9, 10))
     with pytest.raises(ValueError, match="holds at step"):
         instruct(predict, [branch], *groups[1:], 7.5, 1.5)(x, AT)
+
+
+# --- guidance by attention: a perturbed branch is told by a seed 10 higher ---------------------------------------------
+
+
+def test_perturbed_attention_with_and_without_a_negative_prompt(x: Tensor) -> None:
+    predict = Predictor()
+    cond, other, uncond = predict(x, AT, [_branch(1), _branch(11), _branch(2)])
+    for scale, plain in ((5.0, uncond + 5 * (cond - uncond)), (1.0, cond)):
+        free = classifier_free(predict, [_branch(1)], [_branch(2)], scale)
+        clean = perturbed_attention(free, predict, [_branch(11)], lambda at: 3.0)(x, AT).clean
+        assert torch.allclose(clean, plain + 3 * (cond - other), atol=1e-5)
+
+
+def test_perturbed_attention_composes_as_the_prompts_do(x: Tensor) -> None:
+    predict = Predictor()
+    a, b, pa, pb, uncond = predict(x, AT, [_branch(n) for n in (1, 3, 11, 13, 2)])
+    sides = [_branch(1), _branch(3, strength=0.6)], [_branch(11), _branch(13, strength=0.6)]
+    free = classifier_free(predict, sides[0], [_branch(2)], 4.0)
+    clean = perturbed_attention(free, predict, sides[1], lambda at: 2.0)(x, AT).clean
+    assert torch.allclose(clean, free(x, AT).clean + 2 * ((a - pa) + 0.6 * (b - pb)), atol=1e-5)
+    left = torch.zeros(1, 1, 6, 5)
+    left[..., :2] = 1
+    areas = [
+        [_branch(seed, area=left), _branch(seed + 2, area=1 - left)] for seed in (1, 11)
+    ]  # each half its own prompt
+    free = classifier_free(predict, areas[0], [_branch(2)], 4.0)
+    clean = perturbed_attention(free, predict, areas[1], lambda at: 2.0)(x, AT).clean
+    assert torch.allclose(clean, free(x, AT).clean + 2 * (left * (a - pa) + (1 - left) * (b - pb)), atol=1e-5)
+    assert uncond.shape == clean.shape
+
+
+def test_perturbed_attention_costs_nothing_at_zero(x: Tensor) -> None:
+    predict = Predictor()
+    free = classifier_free(predict, [_branch(1)], [_branch(2)], 4.0)
+    expected = free(x, AT).clean
+    predict.calls.clear()
+    assert torch.equal(perturbed_attention(free, predict, [_branch(11)], lambda at: 0.0)(x, AT).clean, expected)
+    assert predict.calls == [2]
+
+
+def test_self_attention_guidance_is_in_what_the_network_predicts(x: Tensor) -> None:
+    asked: list[Tensor] = []
+
+    class Noting(Predictor):
+        def __call__(self, latents: Tensor, at: At, branches: Sequence[Conditioning]) -> list[Tensor]:
+            asked.append(latents)
+            return super().__call__(latents, at, branches)
+
+    predict = Noting()
+    for process in (Process(), Process(prediction="v"), Process(prediction="sample")):
+        asked.clear()
+        sides = [_branch(1)], [_branch(2)]
+        free = classifier_free(predict, *sides, 4.0)
+        guided = self_attention(free, predict, *sides, process, 0.5, lambda branch, clean: clean + 1)(x, AT).clean
+        assert torch.allclose(asked[-1], x + 1, atol=1e-6)
+        uncond, degraded = predict(x, AT, [_branch(2)])[0], predict(x + 1, AT, [_branch(2)])[0]
+        c_skip, c_out, _ = process.scalings(AT.sigma)
+        outputs = ((clean - c_skip * given) / c_out for clean, given in ((uncond, x), (degraded, x + 1)))
+        kept, blurred = outputs
+        assert torch.allclose(guided, free(x, AT).clean + 0.5 * c_out * (kept - blurred), atol=1e-4)
