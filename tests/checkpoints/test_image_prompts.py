@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from danqing.adapters.apply import Use, apply
 from danqing.adapters.lora import read_opened
-from danqing.checkpoints.files import open_file
+from danqing.checkpoints.files import TensorFile, open_file
 from danqing.checkpoints.image_prompts import (
     ip_adapter_config,
     load_faces,
@@ -22,11 +23,12 @@ from danqing.checkpoints.image_prompts import (
     load_tower,
     lora_part,
     tower_widths,
+    vision_config,
 )
 from danqing.checkpoints.recognise import kind_of
 from danqing.errors import DanqingError
-from danqing.families import SDXL, Model
-from danqing.models.ip_adapter import IPAdapter
+from danqing.families import SD1, SDXL, Model
+from danqing.models.ip_adapter import IPAdapter, IPAdapterConfig
 from danqing.models.photomaker import PhotoMaker
 from danqing.models.unet import cross_attentions
 from ip_adapter_files import VISION, config_of, ip_adapter, photomaker, save_ip_adapter, save_tower, tower
@@ -76,6 +78,40 @@ def test_the_files_numbers_are_diffusers_order() -> None:
     assert names[0] == "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
     assert names[24] == "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
     assert names[60].startswith("mid_block")
+
+
+def test_the_published_file_of_sd1() -> None:
+    """tencent-ailab's ip-adapter_sd15: numbers 1, 3 ... 31, and the widths that its tensors have."""
+    with torch.device("meta"):
+        network = IPAdapter(IPAdapterConfig("plain", 1024, 768), cross_attentions(SD1.denoiser))
+    widths = {key: layer.to_k_ip.out_features for key, layer in network.ip_adapter.items()}
+    expected = [320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320, 1280]
+    assert widths == {str(2 * i + 1): width for i, width in enumerate(expected)}
+    assert network.image_proj.proj.weight.shape == (3072, 1024)
+
+
+@pytest.mark.parametrize(
+    ("width", "projection", "heads", "activation"),
+    [(1024, 768, 16, "quick_gelu"), (1280, 1024, 16, "gelu"), (1664, 1280, 16, "gelu")],
+)
+def test_the_published_towers(width: int, projection: int, heads: int, activation: str, tmp_path: Path) -> None:
+    shapes = {
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        "vision_model.embeddings.position_embedding.weight": (257, width),
+        "vision_model.encoder.layers.0.mlp.fc1.weight": (4 * width, width),
+        "visual_projection.weight": (projection, width),
+    }
+    file = TensorFile(tmp_path / "tower.safetensors", "safetensors", {})
+    config = vision_config(shapes, file)
+    assert (config.heads, config.activation, config.picture, config.projection) == (heads, activation, 224, projection)
+    told = {"hidden_size": width, "num_attention_heads": 4, "hidden_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": told}))
+    assert (vision_config(shapes, file).heads, vision_config(shapes, file).activation) == (4, "gelu")
+    (tmp_path / "config.json").write_text(json.dumps({**told, "hidden_act": "mish"}))
+    with pytest.raises(DanqingError, match="its activation 'mish'"):
+        vision_config(shapes, file)
+    with pytest.raises(DanqingError, match="not a whole CLIP image tower"):
+        vision_config({**shapes, "vision_model.embeddings.position_embedding.weight": (0, width)}, file)
 
 
 def test_a_faces_second_version_is_told_by_its_name(tiny: Model, tmp_path: Path) -> None:

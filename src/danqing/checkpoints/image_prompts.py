@@ -146,7 +146,7 @@ def load_photomaker(file: TensorFile, model: Model) -> PhotoMaker:
     config = PhotoMakerConfig(vision, second)
     reader = "qformer_perceiver"
     if f"{reader}.token_proj.0.weight" in shapes:
-        inner, face = shapes[f"{reader}.token_proj.0.weight"]
+        inner, face = (*shapes[f"{reader}.token_proj.0.weight"], 0, 0)[:2]
         config = replace(
             config,
             faces=True,
@@ -232,7 +232,7 @@ def vision_config(shapes: Mapping[str, Shape], file: TensorFile) -> CLIPVisionCo
     places = shapes.get("vision_model.embeddings.position_embedding.weight", ())
     first = shapes.get("vision_model.encoder.layers.0.mlp.fc1.weight", ())
     projection = shapes.get("visual_projection.weight", ())
-    if len(patch) != 4 or not places or not first or not projection:
+    if len(patch) != 4 or len(places) != 2 or places[0] < 2 or not first or not projection:
         raise DanqingError(f"{file.path}: is not a whole CLIP image tower with its projection")
     side = file.path.with_name("config.json")
     told = read_json(side) if side.is_file() else {}
@@ -240,6 +240,8 @@ def vision_config(shapes: Mapping[str, Shape], file: TensorFile) -> CLIPVisionCo
     width = patch[0]
     heads = told.get("num_attention_heads") if told.get("hidden_size") == width else None
     activation = told.get("hidden_act") if told.get("hidden_size") == width else None
+    if activation not in (None, "quick_gelu", "gelu"):
+        raise DanqingError(f"{side}: its activation {str(activation)[:40]!r} is none that CLIP's image towers have")
     return CLIPVisionConfig(
         width=width,
         intermediate=first[0],
