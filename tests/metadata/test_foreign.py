@@ -19,7 +19,18 @@ from danqing.metadata.foreign import braces, compel
 from danqing.metadata.infotext import infotext
 from danqing.metadata.read import as_infotext, tell
 from danqing.metadata.told import UNRECORDED, Told
-from danqing.requests import ImageToImage, Inpaint, Reference, ResolvedRequest, TextToImage
+from danqing.requests import (
+    FreeU,
+    HyperTile,
+    ImageToImage,
+    Inpaint,
+    PerturbedAttention,
+    Reference,
+    ResolvedRequest,
+    SelfAttention,
+    TextToImage,
+    TokenMerging,
+)
 
 
 def png(path: Path, **texts: object) -> Path:
@@ -113,15 +124,34 @@ def test_comfyui_with_a_refiner(tmp_path: Path) -> None:
     assert (found.request.seed, found.checkpoint) == (5, Reference(name="sd/v1-5.safetensors"))
 
 
+def test_comfyui_what_acts_inside_the_network(tmp_path: Path) -> None:
+    graph = text_graph()
+    graph["3"]["inputs"]["model"] = ["53", 0]
+    graph["50"] = node("FreeU_V2", b1=1.1, b2=1.2, s1=0.6, s2=0.4, model=["10", 0])
+    graph["51"] = node("PerturbedAttentionGuidance", scale=2.5, model=["50", 0])
+    graph["52"] = node("SelfAttentionGuidance", scale=0.5, blur_sigma=2.0, model=["51", 0])
+    graph["53"] = node("TomePatchModel", ratio=0.3, model=["54", 0])
+    graph["54"] = node("HyperTile", tile_size=256, swap_size=2, max_depth=0, scale_depth=False, model=["52", 0])
+    found = told(tmp_path, prompt=graph)
+    assert found.request.freeu == FreeU(b1=1.1, b2=1.2, s1=0.6, s2=0.4)
+    assert found.request.pag == PerturbedAttention(scale=2.5)
+    assert found.request.sag == SelfAttention(scale=0.5, blur_sigma=2)
+    assert found.request.token_merging == TokenMerging(ratio=0.3)
+    assert found.request.hypertile == HyperTile(swap_size=2, max_depth=0)
+    assert found.request.prompt.endswith("<lora:ink:1.0:0.8>")
+    assert len(found.notes) == 2
+    assert all("in a way of its own" in note for note in found.notes)
+
+
 def test_comfyui_what_has_no_counterpart_is_said(tmp_path: Path) -> None:
     graph = text_graph()
     graph["5"]["inputs"]["batch_size"] = 4
-    graph["50"] = node("FreeU", b1=1.1, model=["10", 0])
+    graph["50"] = node("RescaleCFG", multiplier=0.7, model=["10", 0])
     graph["3"]["inputs"] |= {"model": ["50", 0], "sampler_name": "magic"}
     found = told(tmp_path, prompt=graph)
     assert found.request.batch_size == 4
     assert found.request.sampler_name is None
-    for word in ("batch of 4", "'FreeU' is passed over", "sampler 'magic' is unknown"):
+    for word in ("batch of 4", "'RescaleCFG' is passed over", "sampler 'magic' is unknown"):
         assert any(word in note for note in found.notes), word
 
 

@@ -83,7 +83,16 @@ class Graph:
         raise DanqingError("prompt: the graph runs in a circle")
 
 
-_PASSED = ("VAEDecode", "VAEDecodeTiled", "LoraLoader", "LoraLoaderModelOnly", "CLIPSetLastLayer", "Reroute")
+_NETWORK: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, object]]] = {
+    # nodes that change the U-Net's work -> the request's field, its settings of the same names, and those that go with it
+    "FreeU": ("freeu", ("b1", "b2", "s1", "s2"), {"version": 1}),
+    "FreeU_V2": ("freeu", ("b1", "b2", "s1", "s2"), {"version": 2}),
+    "PerturbedAttentionGuidance": ("pag", ("scale",), {}),
+    "SelfAttentionGuidance": ("sag", ("scale", "blur_sigma"), {}),
+    "TomePatchModel": ("token_merging", ("ratio",), {}),
+    "HyperTile": ("hypertile", ("tile_size", "swap_size", "max_depth"), {}),
+}
+_PASSED = (*_NETWORK, "VAEDecode", "VAEDecodeTiled", "LoraLoader", "LoraLoaderModelOnly", "CLIPSetLastLayer", "Reroute")
 
 
 def read_comfyui(text: str) -> Told:
@@ -288,6 +297,12 @@ def _models(graph: Graph, sampler: Node, fields: dict[str, Any]) -> Reference | 
             if tags:
                 fields["prompt"] = " ".join([fields["prompt"], *tags])
             return Reference(name=_file_name(graph.value(found, "ckpt_name")) or "")
+        elif title in _NETWORK:
+            field, names, more = _NETWORK[title]
+            given = {name: graph.value(found, name) for name in names}
+            fields[field] = {name: value for name, value in given.items() if value is not None} | more
+            if field in ("token_merging", "hypertile"):
+                graph.note(f"the node '{title}' draws which tokens stay and how tiles are cut in a way of its own")
         elif "model" in found["inputs"]:
             graph.note(f"the node '{title}' is passed over")
         else:
