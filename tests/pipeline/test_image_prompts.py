@@ -158,6 +158,30 @@ def test_they_go_with_what_acts_inside_the_network(tiny: Model) -> None:
     assert apart(painted(tiny, request), painted(tiny, request, image_prompts=asked)) > 2
 
 
+def test_in_half_the_precision(tiny_bf16: Model) -> None:
+    asked = [
+        {"model": "plus.safetensors", "images": ["photo.png"], "mask": "mask.png"},
+        {"model": "instant.safetensors", "faces": "face.npy", "identity_net": "net.safetensors", "keypoints": POINTS},
+        {"model": "reference only", "images": ["other.png"], "style_fidelity": 0.2},
+        {"model": "photomaker.bin", "images": ["photo.png"]},
+    ]
+    plain = painted(tiny_bf16, TextToImage(prompt="a man", **QUICK))
+    assert apart(plain, painted(tiny_bf16, TextToImage(prompt="a man img", image_prompts=asked, **QUICK))) > 2
+
+
+def test_one_call_of_the_network_serves_both_sides(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    forward = type(tiny.denoiser).forward
+
+    def counted(network: Any, latents: torch.Tensor, *told: Any, **more: Any) -> torch.Tensor:
+        rows.append(len(latents))
+        return forward(network, latents, *told, **more)
+
+    monkeypatch.setattr(type(tiny.denoiser), "forward", counted)
+    painted(tiny, text("plain.safetensors,photo.png,2"))
+    assert rows == [2, 2]
+
+
 def test_a_picture_painted_over_is_no_picture_of_keypoints(tiny: Model) -> None:
     asked = [{"model": "instant.safetensors", "faces": "face.npy", "identity_net": "net.safetensors"}]
     request = ImageToImage(prompt="a cat", image="photo.png", denoising_strength=0.9, **QUICK)
