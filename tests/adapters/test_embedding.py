@@ -106,6 +106,12 @@ def test_towers_of_unlike_counts_do_not_fit(tmp_path: Path) -> None:
         read(write(tmp_path / "y.safetensors", {"emb_params": random(2, 768)}), SDXL)
 
 
+def test_an_embedding_of_other_towers_is_refused(tmp_path: Path, tiny: Model) -> None:
+    other = read(write(tmp_path / "x.safetensors", {"emb_params": random(2, 768)}), SD1)
+    with pytest.raises(DanqingError, match="was read for other text encoders than tiny"):
+        with_embeddings(tiny, [other])
+
+
 def test_embeddings_inside_a_lora(tmp_path: Path) -> None:
     tensors = {"bundle_emb.cat.string_to_param.*": random(2, 768), "lora_unet_x.alpha": torch.tensor(1.0)}
     (found,) = bundled(open_file(write(tmp_path / "x.safetensors", tensors)), SD1)
@@ -256,6 +262,16 @@ def test_a_file_of_another_family_stays_words_or_is_an_error(tiny: Model, folder
     write(folder / "wide.safetensors", {"emb_params": random(2, 768)})
     with pytest.raises(DanqingError, match="does not fit tiny random weights"):
         painted(tiny, "embedding:wide")
+
+
+def test_folders_that_cannot_be_read_do_not_keep_from_painting(tiny: Model, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "extra_model_paths.yaml").write_text("a: b: c\n")
+    (tmp_path / "config.toml").write_text(
+        f"data_dir = {json.dumps(str(tmp_path))}\nfolders = [{json.dumps(str(tmp_path / 'extra_model_paths.yaml'))}]\n"
+    )
+    said: list[str] = []
+    painted(tiny, "a toy", said)
+    assert any(line.endswith("; names of embeddings stay ordinary words") for line in said)
 
 
 def test_the_second_pass_and_regions_know_them_too(tiny: Model, folder: Path) -> None:

@@ -75,8 +75,16 @@ def bundled(file: TensorFile, family: Family) -> tuple[Embedding, ...]:
 
 
 def with_embeddings(model: Model, embeddings: Iterable[Embedding]) -> Model:
-    """`model` in whose prompts these words stand for their vectors. `model` itself is left as it is."""
-    found = {embedding.name: embedding.vectors for embedding in embeddings}
+    """`model` in whose prompts these words stand for their vectors. `model` itself is left as it is.
+
+    Raises DanqingError for one that was read for other text encoders.
+    """
+    found = {}
+    for embedding in embeddings:
+        towers = {encoder.name: encoder.config.width for encoder in model.family.text_encoders}
+        if {name: vectors.shape[1] for name, vectors in embedding.vectors.items()} != towers:
+            raise DanqingError(f"{embedding.path}: was read for other text encoders than {model.family.title}'s")
+        found[embedding.name] = embedding.vectors
     return replace(model, embeddings={**model.embeddings, **found}) if found else model
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from danqing.checkpoints.files import TensorFile, open_file
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES, Family, Model
-from danqing.models.patches import Patches, stacked
+from danqing.models.patches import ContextPatch, Patches, stacked
 from danqing.models.unet import Attention
 from danqing.vocabulary import unknown
 
@@ -139,10 +139,10 @@ def with_hypernetworks(
     parts: list[Patches | None] = [model.patches]
     for network, strength in uses:
         _require_fit(network, model.family, set(widths.values()))
-        halves = {
-            width: partial(_changed, network, strength, *([layer.to(model.device) for layer in net] for net in pair))
-            for width, pair in network.pairs.items()
-        }
+        halves: dict[int, ContextPatch] = {}
+        for width, pair in network.pairs.items():
+            for_keys, for_values = ([layer.to(model.device) for layer in net] for net in pair)
+            halves[width] = partial(_changed, network, strength, for_keys, for_values)
         contexts = {name: halves[width] for name, width in widths.items() if width in halves}
         if say is not None:
             told = "changes nothing: its strength is 0" if strength == 0 else f"{len(contexts)} attention layers"

@@ -28,7 +28,7 @@ class Found:
 
     files: Mapping[str, Path] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
-    """What is called by `embedding:name` and is not there, in words."""
+    """What is called by `embedding:name` and is not there, and folders that cannot be read, in words."""
 
 
 def texts(request: Painting) -> Iterator[str]:
@@ -84,9 +84,14 @@ def find_embeddings(
         except DanqingError as error:
             problems.append(f"{CALL}{name}: {error}; it is left out")
     letters = [_letters(prompt.text) for prompt in understood] if dialect != "comfyui" else []
+    try:
+        entries = known(settings) if letters else ()
+    except DanqingError as error:  # a list of folders that cannot be read is no reason not to paint
+        entries = ()
+        problems.append(f"{error}; names of embeddings stay ordinary words")
     near = {
         entry.path.stem: entry.path
-        for entry in reversed(known(settings) if letters else ())
+        for entry in reversed(entries)
         if entry.kind == "embedding" and any(_letters(entry.path.stem) in text for text in letters)
     }
     if near := {name: path for name, path in near.items() if name not in besides}:
