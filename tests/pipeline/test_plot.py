@@ -130,7 +130,7 @@ def test_prompts_are_encoded_once(tiny: Model, monkeypatch: pytest.MonkeyPatch) 
     calls = []
     tower = type(tiny.text_encoders["text_encoder"])
     forward = tower.forward
-    monkeypatch.setattr(tower, "forward", lambda self, ids: calls.append(1) or forward(self, ids))
+    monkeypatch.setattr(tower, "forward", lambda self, ids, **more: calls.append(1) or forward(self, ids, **more))
     list(paint_plot(xyz(asked(seed=1), "Steps=1,2", "CFG=2,3"), tiny, say=lambda line: None))
     assert len(calls) == 2  # the prompt and the empty negative one
 
