@@ -118,10 +118,13 @@ WeightType = Literal[
     "composition",
     "strong style transfer",
     "style and composition",
+    "style transfer precise",
+    "composition precise",
 ]
 """Where in the U-Net an image prompt's weight counts how much, in the words of ComfyUI_IPAdapter_plus."""
-Combine = Literal["concat", "average"]
-"""How several pictures make one image prompt: all of them are attended to, or what is seen of them is averaged."""
+Combine = Literal["concat", "average", "add", "subtract", "norm average"]
+"""How several pictures make one image prompt: all of them are attended to, or what is seen of them is averaged, added, or
+the mean of the others taken from the first; likewise in ComfyUI_IPAdapter_plus' words."""
 REFERENCE = "reference only"
 """Stands for an image prompt's model where none is needed: the painting's pixels attend to the picture's."""
 LoraMode = Literal["merge", "switch", "composite"]

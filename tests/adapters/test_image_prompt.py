@@ -14,7 +14,7 @@ from torch import Tensor
 
 from danqing.adapters.control import Unit
 from danqing.adapters.identity import Identity, draw_keypoints, identified, identity, require_trigger, without_trigger
-from danqing.adapters.image_prompt import PicturePrompt, layer_weights, picture_prompt
+from danqing.adapters.image_prompt import PicturePrompt, layer_weights, picture_prompt, turned
 from danqing.adapters.reference import ReferencePicture, looking
 from danqing.adapters.steer import part_of, steered, steering_sources
 from danqing.errors import DanqingError
@@ -110,6 +110,41 @@ def test_weight_types_of_sdxl() -> None:
     assert places("style and composition", SDXL) == [0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]
 
 
+def test_precise_weight_types_turn_some_layers() -> None:
+    config = SDXL.denoiser
+    assert places("style transfer precise", SDXL) == [0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]
+    assert {name.split(".transformer")[0] for name in turned("style transfer precise", config)} == {
+        "down_blocks.2.attentions.1"
+    }
+    assert places("composition precise", SDXL) == [0.1, 0.1, 0.1, 1, 0.1, 0.1, 1, 0.1, 0.1, 0.1, 0.1]
+    assert not any(name.startswith("down_blocks.2.attentions.1") for name in turned("composition precise", config))
+    assert len(turned("composition precise", config)) == 60
+    assert len(turned("composition precise", SD1.denoiser)) == 14
+    assert places("composition precise", SD1) == [1] * 4 + [0.25, 1] + [0.1] * 3 + [1] * 7
+    assert turned("style transfer", config) == frozenset()
+
+
+@torch.no_grad()
+def test_a_turned_layer_shows_the_picture_to_the_other_side(tiny: Model) -> None:
+    """The tiny U-Net has SDXL's number of transformers."""
+    prompt = picture_prompt(
+        network(tiny, "face"), tiny.family.denoiser, faces=faces(1), kind="style transfer precise", weight=0.9
+    )
+    names = turned("style transfer precise", tiny.family.denoiser)
+    here = {name: factor for name, factor in prompt.layers.items() if name not in names}
+    there = {name: factor for name, factor in prompt.layers.items() if name in names}
+    assert here
+    assert there
+    common = replace(prompt, turned=frozenset())
+    before = picture_prompt(network(tiny, "face"), tiny.family.denoiser, faces=faces(1), weight=0.0)
+    got = answers(tiny, [before, prompt])
+    positive = answers(tiny, [replace(common, layers=here)])[0]
+    assert torch.allclose(got[0], positive, atol=1e-5)
+    apart = [replace(common, layers=here), replace(common, layers=there, negative=prompt.positive)]
+    assert torch.allclose(got[1], answers(tiny, apart)[1], atol=1e-5)  # type: ignore[arg-type]
+    assert (got[1] - answers(tiny, [replace(common, layers=here)])[1]).abs().max() > 1e-3
+
+
 def test_a_unet_without_such_places_is_told(tiny: Model) -> None:
     without_middle = replace(tiny.family.denoiser, mid_depth=0)
     with pytest.raises(DanqingError, match="'style transfer' is known for U-Nets of SD"):
@@ -177,6 +212,13 @@ def test_several_pictures(tiny: Model) -> None:
     vectors = torch.cat([see(prepare(each, 32)).projected for each in pixels])
     assert torch.allclose(mean.positive, adapter.tokens(vectors.mean(0, keepdim=True)), atol=1e-6)
     assert torch.equal(mean.negative, adapter.tokens(torch.zeros(1, 48)))
+    for combine, one in (
+        ("add", vectors.sum(0, keepdim=True)),
+        ("subtract", vectors[:1] - vectors[1:]),
+        ("norm average", (vectors / vectors.pow(2).sum(0).sqrt()).mean(0, keepdim=True)),
+    ):
+        made = picture_prompt(adapter, config, tower=see, pixels=pixels, combine=combine)  # type: ignore[arg-type]
+        assert torch.allclose(made.positive, adapter.tokens(one), atol=1e-5)
     two = answers(tiny, alone)  # type: ignore[arg-type]
     assert (two[0] - answers(tiny, [alone[0]])[0]).abs().max() > 1e-3
 

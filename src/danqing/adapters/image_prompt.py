@@ -48,10 +48,25 @@ _PLACES: Mapping[str, Mapping[int, Mapping[int, float]]] = {
         11: {i: 1.0 for i in range(11) if i != 3},
     },
     "style and composition": {16: _SD1_STYLE | {4: 0.25, 5: 1.0}, 11: {3: 1.0, 6: 1.0}},
+    "style transfer precise": {16: _SD1_STYLE | {4: 0.25, 5: 1.0}, 11: {3: 1.0, 6: 1.0}},
+    "composition precise": {
+        16: _SD1_STYLE | {4: 0.25, 5: 1.0, 6: 0.1, 7: 0.1, 8: 0.1},
+        11: dict.fromkeys(range(11), 0.1) | {3: 1.0, 6: 1.0},
+    },
 }
 """Weight type -> the U-Net's number of transformers (16: SD 1.x and 2.x; 11: SDXL) -> transformer -> factor; others 0.
 
 These tables, the eases and the fifths: cubiq's ComfyUI_IPAdapter_plus; SDXL's are InstantStyle's (Wang et al. 2024)."""
+_COMPOSING: Mapping[int, frozenset[int]] = {16: frozenset((4, 5)), 11: frozenset((3,))}
+"""The transformers that make the composition. There `style transfer precise` shows the picture to the negative prompt's side
+and not to the prompt's; `composition precise` does so everywhere else."""
+_COMBINED: Mapping[Combine, Callable[[Tensor], Tensor]] = {
+    "average": lambda seen: seen.mean(0, keepdim=True),
+    "add": lambda seen: seen.sum(0, keepdim=True),
+    "subtract": lambda seen: seen[:1] - seen[1:].mean(0, keepdim=True),
+    "norm average": lambda seen: (seen / seen.norm(dim=0, keepdim=True).clamp(min=1e-12)).mean(0, keepdim=True),
+}
+"""What is seen of several pictures, (n, ...), made one, as the same extension does."""
 
 
 def layer_weights(kind: WeightType, config: UNetConfig) -> dict[str, float]:
@@ -79,6 +94,17 @@ def layer_weights(kind: WeightType, config: UNetConfig) -> dict[str, float]:
     return {name: factor for name, factor in by_layer.items() if factor}
 
 
+def turned(kind: WeightType, config: UNetConfig) -> frozenset[str]:
+    """The cross-attentions in which the pictures act on the negative prompt's side, and not on the prompt's."""
+    if kind not in ("style transfer precise", "composition precise"):
+        return frozenset()
+    found = list(dict.fromkeys(name.rpartition(".transformer_blocks.")[0] for name in transformer_blocks(config)))
+    composing = {found[index] for index in _COMPOSING[len(found)]}
+    style = kind == "style transfer precise"
+    weights = layer_weights(kind, config)
+    return frozenset(name for name in weights if (name.rpartition(".transformer_blocks.")[0] in composing) is style)
+
+
 # --- what it is -------------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +128,16 @@ class PicturePrompt:
     end: float = 1.0
     mask: Tensor | None = None
     """(1, 1, H, W) of any size, from 0 to 1: where it acts."""
+    turned: frozenset[str] = frozenset()
+    """Those of `layers` in which the pictures act on the negative prompt's side, and not on the prompt's."""
+
+    @property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """The tokens of (the prompt's side, the negative prompt's): for most layers, then for those that are turned."""
+        if not self.turned:
+            return self.positive, self.negative
+        nothing = torch.zeros_like(self.positive)  # whose keys and values are zero
+        return torch.cat([self.positive, nothing], 1), torch.cat([self.negative, self.positive], 1)
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end <= 1:
@@ -131,20 +167,21 @@ def picture_prompt(
     """The prompt that `network` makes of pictures (each (1, 3, H, W) in [0, 1], any size) and of faces (n, W).
 
     What it looks at is its `config.look`: the tower's projected vector or its patches, or faces' vectors, or both, a
-    picture to each face. Several pictures: `concat` puts their tokens one after another, `average` takes the mean of what
-    is looked at. No picture is told as diffusers tells it: a vector of zeros, or the patches of a picture of zeros.
+    picture to each face. Several pictures: `concat` puts their tokens one after another, any other `combine` makes one of
+    what is looked at. No picture is told as diffusers tells it: a vector of zeros, or the patches of a picture of zeros.
     Raises DanqingError where what is looked at is not given, or is of another width.
     """
     told = _looks(network, tower, pixels, faces)
     nothing = _looks(network, tower, [], None, like=told)
-    if combine == "average":
-        told, nothing = ([t.mean(0, keepdim=True) for t in side] for side in (told, nothing))
+    if combine != "concat":
+        told, nothing = [_COMBINED[combine](t) for t in told], [t[:1] for t in nothing]
     weights = next(network.parameters())
     positive, negative = (
         network.tokens(*(t.to(weights.device, weights.dtype) for t in side)).flatten(0, 1)[None]
         for side in (told, nothing)
     )
-    return PicturePrompt(network, positive, negative, layer_weights(kind, config), weight, start, end, mask)
+    layers = layer_weights(kind, config)
+    return PicturePrompt(network, positive, negative, layers, weight, start, end, mask, turned(kind, config))
 
 
 def _looks(
@@ -199,7 +236,7 @@ class Shown:
     first: int
     """Its tokens among a branch's `image_tokens`: from here ..."""
     count: int
-    """... so many."""
+    """... so many, and where some layers are turned as many again for those."""
     mask: Tensor | None = None
     """(B or 1, cell * cell, H, W) on the latents' grid: it is cut where the latents are cut."""
     cell: int = 1
@@ -244,11 +281,12 @@ def prompt_source(model: Model, steps: int, dialect: Dialect = "danqing") -> Pat
             prompt = each.prompt
             if not prompt.weight or not holds(prompt.start, prompt.end, at, steps, model.process, dialect):
                 continue
-            own = tokens[:, each.first : each.first + each.count]
+            own, other = (tokens[:, i : i + each.count] for i in (each.first, each.first + each.count))
             mask = None if each.mask is None else F.pixel_shuffle(each.mask.float(), each.cell)
             grid, resized = (scaled.shape[-2], scaled.shape[-1]), dict[int, Tensor]()
             for name, factor in prompt.layers.items():
-                part = _Part(prompt.network.at(name), own, prompt.weight * factor, mask, grid, resized)
+                seen = other if name in prompt.turned else own
+                part = _Part(prompt.network.at(name), seen, prompt.weight * factor, mask, grid, resized)
                 parts.setdefault(name, []).append(part)
         return Patches(attention={name: partial(_attend, found) for name, found in parts.items()}) if parts else None
 

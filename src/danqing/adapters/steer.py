@@ -50,11 +50,13 @@ def steered(
     """
     prompts = [unit for unit in units if isinstance(unit, PicturePrompt)]
     placed: list[Shown] = []
+    first = 0
     for prompt in prompts:
-        placed.append(shown(prompt, sum(each.count for each in placed), *cells, cell))
+        placed.append(shown(prompt, first, *cells, cell))
+        first += prompt.sides[0].shape[1]
     if placed:
-        positive = _with_tokens(positive, [prompt.positive for prompt in prompts], placed)
-        negative = _with_tokens(negative, [prompt.negative for prompt in prompts], placed)
+        positive = _with_tokens(positive, [prompt.sides[0] for prompt in prompts], placed)
+        negative = _with_tokens(negative, [prompt.sides[1] for prompt in prompts], placed)
     for unit in units:
         if isinstance(unit, ReferencePicture):
             ours, theirs = references(unit, cells[0] * cell, cells[1] * cell, encode)

@@ -159,7 +159,7 @@ def _prompt(
         title = "an adapter of faces with an identity_net"
     _require_effects(asked, title or "an IP-Adapter of pictures")
     several = len(faces) if faces is not None else len(pixels)
-    if asked.combine == "average" and several < 2:
+    if asked.combine != "concat" and several < 2:
         raise DanqingError("image_prompts: combine has no effect on a single picture; leave it out")
     tower = studio.prompters.get(files[f"{key}.encoder"]) if f"{key}.encoder" in files else None
     if look != "face" and not pixels:
