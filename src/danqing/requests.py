@@ -1013,7 +1013,7 @@ class ResolvedRequest(BaseModel):
     vae: Reference | None = None
     others: Mapping[str, Reference] = Field(default_factory=dict)
     """More files that took part, by the request's field: `refiner_checkpoint`, `hr_checkpoint_name`, `hr_upscaler` ...
-    A LoRA is `lora:NAME`, by its name in the prompt."""
+    A LoRA is `lora:NAME`, by its name in the prompt; so are `hypernet:NAME` and `embedding:NAME`."""
     notes: tuple[str, ...] = ()
     """What was changed or could not be done as asked: a rounded size, a part that ran in another precision."""
     numerics: int = NUMERICS

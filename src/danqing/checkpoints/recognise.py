@@ -58,8 +58,18 @@ KINDS: tuple[Kind, ...] = (
         "use it as an adapter: <lora:name:1> in the prompt",
     ),
     Kind("t2i-adapter", "a T2I-Adapter", r"^(adapter\.)?body\.0\.(in_conv|resnets|block1)\.|^style_embedding$"),
-    Kind("hypernetwork", "a hypernetwork", r"^\d+\.[01]\.linear"),
-    Kind("embedding", "a textual inversion embedding", r"^string_to_param\.|^emb_params$|^clip_[lg]$"),
+    Kind(
+        "hypernetwork",
+        "a hypernetwork",
+        r"^\d+\.[01]\.linear",
+        "use it as an adapter: <hypernet:name:1> in the prompt",
+    ),
+    Kind(
+        "embedding",
+        "a textual inversion embedding",
+        r"^string_to_param\.|^emb_params$|^clip_[lg]$|^text_encoders_[01]$",
+        "put it into the folder embeddings, and its name into a prompt",
+    ),
     Kind(
         "taesd",
         "a TAESD preview decoder",
@@ -406,7 +416,9 @@ DOUBTFUL_TENSOR = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 def prediction_word(word: str, where: str) -> Prediction:
     """The prediction type that tools call `word`. Raises DanqingError if none does."""
     if word.casefold() not in _WORDS:
-        raise DanqingError(f"{where}: prediction type '{word[:40]}' is unknown; choose one of: epsilon, v, sample, flow, edm")
+        raise DanqingError(
+            f"{where}: prediction type '{word[:40]}' is unknown; choose one of: epsilon, v, sample, flow, edm"
+        )
     return _WORDS[word.casefold()]
 
 
