@@ -211,6 +211,12 @@ def test_a_batchs_pictures_are_those_of_their_seeds(tiny: Model) -> None:
     assert apart(pair[1], painted(tiny, text(prompts, seed=4))) == 0
 
 
+def test_a_weight_of_nothing_is_said(tiny: Model) -> None:
+    lines: list[str] = []
+    danqing.paint(text("plain.safetensors,photo.png,0"), tiny, say=lines.append)
+    assert "image_prompts: 'plain.safetensors' changes nothing: its weight is 0" in lines
+
+
 def test_how_image_prompts_are_written() -> None:
     one, two = text(
         "a.bin, b.png | c.png ,0.5,Style Transfer,0.1,0.9,Average,tower; reference only,d.png"
@@ -248,6 +254,10 @@ def test_how_image_prompts_are_written() -> None:
             "style_fidelity has no effect",
         ),
         ('[{"model": "plain.safetensors", "images": ["photo.png"], "faces": "face.npy"}]', "faces has no effect with"),
+        (
+            f'[{{"model": "instant.safetensors", "faces": "face.npy", "identity_net": "net.safetensors", "keypoints": "{POINTS}", "images": ["photo.png"]}}]',
+            "images has no effect beside keypoints",
+        ),
         (
             '[{"model": "instant.safetensors", "faces": "face.npy", "identity_net": "net.safetensors"}]',
             "wants the face's keypoints",

@@ -207,8 +207,8 @@ def _looks(
         if like and look == "vector":
             return [torch.zeros_like(like[0])]
         size = tower.config.picture
-        shown = [prepare(picture, size) for picture in pixels] or [torch.zeros(1, 3, size, size)] * len(like[-1])
-        told.append(torch.cat([_seen(tower, picture, look) for picture in shown]))
+        prepared = [prepare(picture, size) for picture in pixels] or [torch.zeros(1, 3, size, size)] * len(like[-1])
+        told.append(torch.cat([_seen(tower, picture, look) for picture in prepared]))
         if told[-1].shape[-1] != config.feature_width:
             raise DanqingError(
                 f"image_prompts: the adapter wants an image tower that tells {config.feature_width} numbers; this one "

@@ -123,6 +123,8 @@ def with_prompts(studio: Studio, request: Painting) -> Studio:
     files = prompt_files(request)
     steering: list[Steering] = []
     for index, asked in enumerate(request.image_prompts):
+        if not asked.weight:
+            studio.note(f"image_prompts: '{asked.model}' changes nothing: its weight is 0")
         steering += _prompt(index, asked, request, studio, files)
     shown = sum(isinstance(unit, Identity) for unit in steering)
     if shown > 1:
@@ -188,6 +190,8 @@ def _prompt(
 
 def _keypoints(asked: ImagePrompt, request: Painting, pixels: list[Tensor]) -> Tensor:
     """The face's points as InstantID's network is shown them."""
+    if asked.keypoints and pixels:
+        raise DanqingError("image_prompts: images has no effect beside keypoints, which are drawn; leave one out")
     if asked.keypoints:
         points = list(zip(asked.keypoints[::2], asked.keypoints[1::2]))
         return to_hint(draw_keypoints(points, (request.width or 0, request.height or 0)))
