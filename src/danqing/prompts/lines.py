@@ -17,16 +17,21 @@ _IGNORED = {"outpath_samples", "outpath_grids", "prompt_for_display", "do_not_sa
 
 
 def read_lines(path: Path, fields: Collection[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the fields that each line sets, what had to be left out), of a text file; empty lines are none.
-
-    A line that begins with `--` is options, each with a value: `fields` are those known, with `-` or `_`. All else is
-    a prompt. Raises DanqingError with the line's number: an unknown option, a missing value, quotes that do not match.
-    """
+    """`parse_lines` of a text file. Raises DanqingError where it cannot be read, and as that does."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise DanqingError(f"{path}: the prompts cannot be read: {reason}") from None
+    return parse_lines(text, fields, str(path))
+
+
+def parse_lines(text: str, fields: Collection[str], name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the fields that each line sets, what had to be left out), of a text by that name; empty lines are none.
+
+    A line that begins with `--` is options, each with a value: `fields` are those known, with `-` or `_`. All else is
+    a prompt. Raises DanqingError with the line's number: an unknown option, a missing value, quotes that do not match.
+    """
     rows, notes = [], []
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line:
@@ -34,11 +39,11 @@ def read_lines(path: Path, fields: Collection[str]) -> tuple[list[dict[str, Any]
         if not line.startswith("--"):
             rows.append({"prompt": line})
             continue
-        row, left_out = _options(line, fields, f"{path}, line {number}")
+        row, left_out = _options(line, fields, f"{name}, line {number}")
         rows.append(row)
-        notes += [f"{path}, line {number}: --{name} is left out; --output says where pictures go" for name in left_out]
+        notes += [f"{name}, line {number}: --{each} is left out; --output says where pictures go" for each in left_out]
     if not rows:
-        raise DanqingError(f"{path}: it holds no prompt; write one on each line")
+        raise DanqingError(f"{name}: it holds no prompt; write one on each line")
     return rows, notes
 
 
