@@ -1,0 +1,321 @@
+"""What comes in over HTTP -> a job: checked, its seeds drawn, its pictures kept as files, its paths held inside.
+
+Every request that becomes a job goes through `accept`, whichever API it came by.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel
+
+from danqing.errors import DanqingError
+from danqing.library.settings import Settings
+from danqing.metadata.files import SUFFIXES
+from danqing.pipeline.expand import expand, fix_seeds
+from danqing.requests import REFERENCE, Painting, Reference, TextToImage
+from danqing.serve.cache import ModelCache
+from danqing.serve.work import KINDS
+from danqing.vocabulary import quoted
+
+PICTURES = frozenset({"image", "mask", "subimage", "images"})
+"""Fields, here and in what a request holds, that are pictures."""
+FILES = frozenset(
+    {
+        "model",
+        "vae",
+        "refiner_checkpoint",
+        "hr_checkpoint_name",
+        "hr_upscaler",
+        "upscaler",
+        "upscaler_2",
+        "face_restorer",
+        "face_detector",
+        "detector",
+        "mask_model",
+        "encoder",
+        "faces",
+        "identity_net",
+        "embedding",
+        "projection",
+    }
+)
+"""Fields that name a file of the model folders."""
+PROMPTS = frozenset(
+    {"prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt", "subprompt", "inversion_prompt", "text"}
+)
+"""Fields whose text may name files: `<lora:name>`, `<hypernet:name>`, `embedding:name`."""
+PLAIN = frozenset(
+    {
+        "background_color",
+        "denoising_curve",
+        "detailers",
+        "dynamic",
+        "hr_sampler_name",
+        "hr_scheduler",
+        "layers",
+        "mask_text",
+        "module",
+        "name",
+        "sampler_name",
+        "scheduler",
+        "styles",
+        "version",
+    }
+)
+"""Fields whose text is looked up in a table, or is shown to a network: they name no file."""
+FORMATS = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JXL", "MPO"})
+"""Formats of pictures that are opened, by Pillow's names: those that hold pixels and nothing else."""
+_TAG = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:([^:>]*)|embedding:([^\s,)>\]]+)", re.IGNORECASE)
+_KEPT = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
+_ENDING = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How much one request, and the queue, may hold."""
+
+    picture_bytes: int = 64 << 20
+    """Of one picture, compressed."""
+    picture_pixels: int = 64_000_000
+    pictures: int = 256
+    """That one request brings."""
+    paints: int = 1000
+    """That one job makes."""
+    canvas: int = 64_000_000
+    """Pixels of a picture that is painted."""
+    text: int = 100_000
+    """Characters of one field."""
+    waiting: int = 1000
+    """Jobs that wait at once."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A request that may be a job."""
+
+    kind: str
+    request: Mapping[str, Any]
+    parts: tuple[Mapping[str, Any], ...]
+    total: int
+    inputs: tuple[str, ...]
+    """Names of the files in `inputs` that it needs."""
+
+
+def accept(
+    request: BaseModel, rules: Rules, folder: Path, gallery: Callable[[str], Path], models: ModelCache
+) -> Accepted:
+    """Check a request, draw what is left to chance, and keep its pictures in `folder`/inputs.
+
+    `gallery` gives the file of a picture by its id. Raises DanqingError: a name or path outside the model folders, a
+    picture that is none, too much of anything, a model that is not there.
+    """
+    kind = next((name for name, cls in KINDS.items() if type(request) is cls), None)
+    if kind is None:
+        raise DanqingError(f"request: should be one of {', '.join(KINDS)}, but it is a {type(request).__name__}")
+    inputs: list[str] = []
+
+    def kept(source: Any, field: str) -> str:
+        if len(inputs) >= rules.pictures:
+            raise DanqingError(f"{field}: a request may bring {rules.pictures} pictures")
+        path = keep_picture(source, field, rules, folder, gallery)
+        if path.startswith("inputs/"):
+            inputs.append(path.removeprefix("inputs/"))
+        return path
+
+    held = _walked(request, rules, kept, model_roots(models.settings))
+    if not isinstance(held, Painting):
+        fields = held.model_dump(mode="json", exclude_unset=True)
+        return Accepted(kind, fields, (fields,), len(getattr(held, "images", ())), tuple(inputs))
+    models.check(held.model)
+    held = fix_seeds(held)
+    total = held.batch_size * held.n_iter
+    if total > rules.paints:
+        raise DanqingError(f"n_iter: {total} pictures in one job; at most {rules.paints}")
+    _check_canvas(held, rules)
+    parts = expand(held, models.settings)
+    total = sum(part.batch_size * part.n_iter for part in parts)
+    if total > rules.paints:
+        raise DanqingError(f"dynamic: {total} pictures come of this; at most {rules.paints}")
+    for part in parts:  # what was written out may hold tags of its own
+        _walked(part, rules, lambda source, field: str(source), model_roots(models.settings))
+    asked = held.model_dump(mode="json", exclude_unset=True)
+    return Accepted(
+        kind,
+        asked,
+        tuple(part.model_dump(mode="json", exclude_unset=True) for part in parts),
+        total,
+        tuple(inputs),
+    )
+
+
+def read_part(kind: str, fields: Mapping[str, Any], folder: Path) -> BaseModel:
+    """A job's part as a request to paint: its pictures are paths below `folder`. Raises DanqingError."""
+    from danqing.requests import read
+
+    def placed(value: Any, field: str) -> Any:
+        if isinstance(value, Mapping):
+            return {name: placed(each, name) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [placed(each, field) for each in value]
+        if field in PICTURES and isinstance(value, str):
+            return str(folder / value)
+        return value
+
+    return read(KINDS[kind], placed(dict(fields), ""))
+
+
+def model_roots(settings: Settings) -> tuple[Path, ...]:
+    """The folders that names of files may lead into."""
+    from danqing.library.names import hub_cache
+
+    return tuple(root.resolve() for root in (settings.models_dir, hub_cache(settings), *settings.folders))
+
+
+def check_name(name: str, field: str, roots: Sequence[Path]) -> None:
+    """A name of the model folders, or a path into them; anything else is refused, whether or not it is there.
+
+    Raises DanqingError.
+    """
+    pure = PurePosixPath(name.replace("\\", "/"))
+    windows = PureWindowsPath(name)
+    if "\0" in name or ".." in pure.parts:
+        raise DanqingError(f"{field}: {quoted(name)} leads out of the model folders; give a model's name")
+    looks = pure.is_absolute() or bool(windows.drive) or name.lstrip().startswith(("~", "./", ".\\"))
+    path = Path(name)
+    try:
+        there = looks or os.path.lexists(path)
+        inside = there and any(path.resolve().is_relative_to(root) for root in roots)
+    except (OSError, ValueError):  # a name that is no path at all
+        return
+    if there and not inside:
+        raise DanqingError(f"{field}: {quoted(name)} is a path outside the model folders; give a model's name")
+
+
+def keep_picture(source: Any, field: str, rules: Rules, folder: Path, gallery: Callable[[str], Path]) -> str:
+    """A picture's file, relative to `folder`: a data URL's bytes are written there once, by their hash.
+
+    Raises DanqingError for anything but a data URL, `picture:ID` or `inputs/...`; a picture that is none, or too large.
+    """
+    if isinstance(source, Reference):
+        source = source.name
+    if isinstance(source, str) and source.startswith("picture:"):
+        return str(gallery(source.removeprefix("picture:")).relative_to(folder.resolve()))
+    if isinstance(source, str) and source.startswith("inputs/") and _KEPT.fullmatch(source.removeprefix("inputs/")):
+        if not (folder / source).is_file():
+            raise DanqingError(f"{field}: {source} is not there any more; send the picture again")
+        return source
+    if not isinstance(source, str) or not source.startswith("data:"):
+        raise DanqingError(f"{field}: should be a data URL, or picture:ID of the gallery; paths are not taken")
+    data = decoded(source, field, rules)
+    form = check_picture(data, field, rules)
+    name = f"{hashlib.sha256(data).hexdigest()}.{_ENDING.get(form, form.lower()[:4])}"
+    _write_once(folder / "inputs" / name, data)
+    return f"inputs/{name}"
+
+
+def decoded(url: str, field: str, rules: Rules) -> bytes:
+    """The bytes of a base64 data URL. Raises DanqingError."""
+    head, comma, text = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise DanqingError(f"{field}: a data URL should begin with data:image/png;base64, but it is {quoted(url[:80])}")
+    if len(text) * 3 // 4 > rules.picture_bytes + 3:
+        raise DanqingError(f"{field}: the picture has more than {rules.picture_bytes >> 20} MB")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise DanqingError(f"{field}: the data URL holds no base64") from None
+
+
+def check_picture(data: bytes, field: str, rules: Rules) -> str:
+    """The format of a picture that can be opened safely: its size is read before a pixel is. Raises DanqingError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=None) as image:
+                form, pixels = str(image.format), image.width * image.height
+                if form not in FORMATS:
+                    raise DanqingError(f"{field}: {form} pictures are not taken; send {', '.join(sorted(SUFFIXES))}")
+                if pixels > rules.picture_pixels:
+                    raise DanqingError(
+                        f"{field}: the picture has {pixels / 1e6:.0f} million pixels; at most {rules.picture_pixels / 1e6:.0f}"
+                    )
+                image.load()
+    except UnidentifiedImageError:
+        raise DanqingError(f"{field}: is no picture that can be read") from None
+    except Image.DecompressionBombError:
+        raise DanqingError(f"{field}: the picture has more pixels than can be opened safely") from None
+    except MemoryError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+        # each of pillow's readers has its own ways to meet a damaged file
+        raise DanqingError(f"{field}: the picture is damaged: {str(error)[:100]}") from None
+    return form
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    """Write beside and rename, on disk when it returns."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DanqingError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _walked(model: Any, rules: Rules, kept: Callable[[Any, str], str], roots: Sequence[Path]) -> Any:
+    """`model` with its pictures kept, its names and texts checked, and so on in all that it holds."""
+    changes: dict[str, Any] = {}
+    for field in type(model).model_fields:
+        value = getattr(model, field)
+        if field in PICTURES and value:
+            changes[field] = tuple(kept(v, field) for v in value) if isinstance(value, tuple) else kept(value, field)
+        elif isinstance(value, BaseModel):
+            changes[field] = _walked(value, rules, kept, roots)
+        elif isinstance(value, tuple) and any(isinstance(each, BaseModel) for each in value):
+            changes[field] = tuple(_walked(each, rules, kept, roots) for each in value)
+        elif isinstance(value, str):
+            _check_text(value, field, rules, roots)
+        elif isinstance(value, tuple):
+            for each in value:
+                if isinstance(each, str):
+                    _check_text(each, field, rules, roots)
+    return model.model_copy(update=changes) if changes else model
+
+
+def _check_text(value: str, field: str, rules: Rules, roots: Sequence[Path]) -> None:
+    if len(value) > rules.text:
+        raise DanqingError(f"{field}: has {len(value)} characters; at most {rules.text}")
+    if field in FILES and value != REFERENCE:
+        check_name(value, field, roots)
+    if field in PROMPTS:
+        for match in _TAG.finditer(value):
+            check_name((match[1] or match[2] or "").strip(), field, roots)
+
+
+def _check_canvas(request: Painting, rules: Rules) -> None:
+    """No picture is larger than the machine should be asked for."""
+    pixels = (request.width or 1024) * (request.height or 1024)
+    if isinstance(request, TextToImage) and request.enable_hr:
+        pixels = max(round(pixels * request.hr_scale**2), request.hr_resize_x * request.hr_resize_y)
+    if pixels > rules.canvas:
+        raise DanqingError(f"width: a picture of {pixels / 1e6:.0f} million pixels; at most {rules.canvas / 1e6:.0f}")

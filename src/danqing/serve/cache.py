@@ -1,0 +1,149 @@
+"""Checkpoints in memory: those used last stay, as many as a budget of bytes allows."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from danqing.errors import DanqingError
+from danqing.library.folders import Entry
+from danqing.library.names import find
+from danqing.library.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from danqing.families import Model
+    from danqing.prompts.encode import Cache
+
+Key = tuple[str, str]
+"""(path of the checkpoint, name of the autoencoder or nothing)."""
+
+
+@dataclass(eq=False)
+class Held:
+    """A loaded checkpoint."""
+
+    model: Model
+    size: int
+    """Bytes of its weights."""
+    prompts: Cache = field(default_factory=dict)
+    """Encoded prompts, which go with it."""
+
+
+class ModelCache:
+    """Models by name. Its methods may be called from any thread; loading is one at a time."""
+
+    def __init__(
+        self,
+        budget: int | None = None,
+        *,
+        settings: Settings | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        load: Callable[[str | None, str | None], Model] | None = None,
+    ) -> None:
+        """`budget` is in bytes of weights; None is no limit. The one in use is kept even where it is above.
+
+        `load` (checkpoint, autoencoder) stands in for `pipeline.models.load` in tests.
+        """
+        self.budget = budget
+        self.settings = settings or load_settings()
+        self._device, self._dtype, self._load = device, dtype, load
+        self._held: OrderedDict[Key, Held] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def check(self, name: str | None) -> Entry | None:
+        """What `name` means; None is the default model. Raises DanqingError where there is none such."""
+        name = name or self.settings.default_model
+        return None if name is None or self._load is not None else find(name, "checkpoint", self.settings)
+
+    def get(self, name: str | None = None, vae: str | None = None) -> Held:
+        """The model, loaded where it is not; others go until it fits. Raises DanqingError as `load` does."""
+        entry = self.check(name)
+        key = (str(entry.path) if entry is not None else name or "", vae or "")
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+            if self.budget is not None:
+                expected = _size_on_disk(entry)
+                self._shrink(self.budget - expected, keep=0)
+            held = self._loaded(name, vae)
+            self._held[key] = held
+            if self.budget is not None:
+                self._shrink(self.budget, keep=1)
+            return held
+
+    def loaded(self) -> tuple[str, ...]:
+        """The names of what is in memory, the one used last at the end."""
+        with self._lock:
+            return tuple(held.model.name or key[0] for key, held in self._held.items())
+
+    @property
+    def size(self) -> int:
+        """Bytes of weights in memory."""
+        with self._lock:
+            return sum(held.size for held in self._held.values())
+
+    def unload(self) -> None:
+        """Let go of all; what is needed is loaded again."""
+        with self._lock:
+            self._held.clear()
+        _release()
+
+    def _shrink(self, budget: int, keep: int) -> None:
+        """Let go of the oldest until the rest is within `budget`, or only `keep` are left."""
+        dropped = False
+        while len(self._held) > keep and self.size > budget:
+            self._held.popitem(last=False)
+            dropped = True
+        if dropped:
+            _release()
+
+    def _loaded(self, name: str | None, vae: str | None) -> Held:
+        from danqing.pipeline.models import load
+        from danqing.runtime.memory import weight_bytes
+
+        if self._load is not None:
+            model = self._load(name, vae)
+        else:
+            model = load(name, vae=vae, device=self._device, dtype=self._dtype, settings=self.settings)
+        networks = [model.denoiser, model.autoencoder, *model.text_encoders.values()]
+        return Held(model, weight_bytes(*networks))
+
+
+def parse_memory(text: str) -> int:
+    """`6GB`, `800 MB`, `2.5GiB` or bytes -> bytes; a GB is 10^9. Raises DanqingError."""
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+    units |= {"k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    plain = text.strip().casefold()
+    number = plain.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = plain[len(number) :].strip()
+    try:
+        value = float(number) * units[unit]
+        if not 0 < value < 1 << 62:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise DanqingError(f"memory: {text!r} is no amount of memory; write it as 6GB") from None
+    return int(value)
+
+
+def _size_on_disk(entry: Entry | None) -> int:
+    """Bytes that loading will take, about: the file's, or those in a folder."""
+    if entry is None or not entry.path.exists():
+        return 0
+    files = [entry.path] if entry.path.is_file() else [file for file in entry.path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _release() -> None:
+    """Give freed memory back: Python's circles, and what the GPU's allocator keeps."""
+    import gc
+    import sys
+
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,532 @@
+"""The queue's one worker: it takes jobs in turn, paints them, and puts the pictures into the gallery.
+
+What makes it lose nothing: a job is in the database before `submit` returns; a picture's file is written and renamed
+before its row, and its row and its job's state are one commit; a picture that has a row is not painted again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel
+
+from danqing.errors import DanqingError
+from danqing.metadata.files import save
+from danqing.requests import ResolvedRequest
+from danqing.serve.accept import Rules, accept
+from danqing.serve.cache import ModelCache
+from danqing.serve.store import Job, NewPicture, State, Store, Stored
+from danqing.serve.work import Finished, Paint, Tick
+
+log = logging.getLogger("danqing.serve")
+
+Happening = Literal["queued", "started", "progress", "picture", "note", "ended", "changed", "paused", "resumed"]
+_BACKLOG = 256
+"""Events that wait for one slow listener before the oldest are dropped."""
+_BIN_DAYS = 30
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job."""
+
+    name: Happening
+    job: str
+    """Its id; empty where the whole queue is meant."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values, as JSON has them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """How far a job is."""
+
+    job: str | None = None
+    """None where nothing is painted."""
+    share: float = 0.0
+    """Of the whole job, 0 to 1."""
+    step: int = 0
+    """Of the present batch."""
+    steps: int = 0
+    picture: int = 0
+    """Index of the first picture of the present batch."""
+    pictures: int = 0
+    """Of the whole job."""
+    left: float | None = None
+    """Seconds, as far as can be told."""
+    preview: Image.Image | None = None
+    text: str = ""
+    """`queued, 2 before it`, `painting`, `paused`, or the job's state."""
+
+
+class Engine:
+    """One studio: its store, its data folder, its models and the thread that paints.
+
+    Its methods may be called from any thread. `start` begins painting, `close` ends it after the present step.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        models: ModelCache,
+        paint: Paint | None = None,
+        *,
+        rules: Rules | None = None,
+    ) -> None:
+        """`paint` is `serve.painter`'s unless given; `rules` say what requests may have (`serve.accept`).
+
+        Raises DanqingError where another studio has the folder.
+        """
+        self.store, self.folder, self.models = store, folder.absolute(), models
+        self.rules = rules or Rules()
+        self._lock_file = _locked(self.folder)
+        if paint is None:
+            from danqing.serve.painter import painter
+
+            paint = painter(models, self.folder)
+        self._paint: Paint = paint
+        self._bell = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._order: Literal["interrupt", "skip", "cancel", "stop"] | None = None
+        self._current: Job | None = None
+        self._tick: Tick | None = None
+        self._have = 0
+        self._began, self._began_share = 0.0, 0.0
+        self._paused = self._closing = False
+        self._listeners: list[Callable[[Event], None]] = []
+        self._recover()
+
+    # life
+
+    def start(self) -> None:
+        """Begin to paint what waits."""
+        self._thread = threading.Thread(target=self._work, name="danqing-painter", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Stop after the present step; what is not done waits for the next start. The folder is free afterwards."""
+        with self._bell:
+            self._closing = True
+            if self._current is not None:
+                self._order = "stop"
+            self._bell.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout)
+        self.store.close()
+        self._lock_file.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the painter's thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    # jobs
+
+    def submit(self, request: BaseModel, *, origin: str = "api", priority: int = 0) -> Job:
+        """Accept a `TextToImage`, `ImageToImage`, `Inpaint`, `Outpaint` or `Enlarge`: when this returns, it is on disk.
+
+        Seeds are drawn and styles and wildcards written out now, so that it paints the same whenever it runs. Its
+        pictures are data URLs, `picture:ID` of the gallery, or `inputs/...` of an earlier job. Raises DanqingError for
+        a request that is wrong, and `QueueFull` (a DanqingError) where too many wait.
+        """
+        waiting = self.store.counts()["queued"]
+        if waiting >= self.rules.waiting:
+            raise QueueFull(f"queue: {waiting} jobs wait already; try again when some are done")
+        taken = accept(request, self.rules, self.folder, self._gallery_file, self.models)
+        job = self.store.add_job(
+            taken.kind, taken.request, taken.parts, taken.total, origin=origin, priority=priority, inputs=taken.inputs
+        )
+        self._emit("queued", job.id, kind=job.kind, total=job.total, origin=origin)
+        with self._bell:
+            self._bell.notify_all()
+        return job
+
+    def job(self, identity: str) -> Job:
+        """Raises DanqingError where there is none."""
+        return self.store.job(identity)
+
+    def jobs(self, states: Sequence[State] | None = None, limit: int = 100, offset: int = 0) -> tuple[Job, ...]:
+        """Those that wait and run in the order of painting, then those that are over, the latest first."""
+        return self.store.jobs(states, limit, offset)
+
+    def pictures(self, identity: str) -> tuple[Stored, ...]:
+        """What a job has painted so far, by index."""
+        return self.store.pictures(identity)
+
+    def path(self, picture: Stored) -> Path:
+        """A picture's file. Raises DanqingError where it lies outside the data folder."""
+        path = (self.folder / picture.path).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise DanqingError(f"{picture.path}: lies outside the data folder")
+        return path
+
+    def wait(self, identity: str, timeout: float | None = None) -> Job:
+        """The job once it is over, or as it is after `timeout` seconds."""
+        ends = None if timeout is None else time.monotonic() + timeout
+        with self._bell:
+            while not (job := self.store.job(identity)).over and not self._closing:
+                left = None if ends is None else ends - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                self._bell.wait(1.0 if left is None else min(left, 1.0))
+        return job
+
+    def cancel(self, identity: str) -> Job:
+        """End a job that waits or is painted; pictures that are done stay in the gallery."""
+        job = self.store.end_waiting(identity, "cancelled")
+        if job.state == "cancelled":
+            self._emit("ended", job.id, state=job.state)
+        self._command("cancel", identity)
+        return job
+
+    def interrupt(self, identity: str | None = None) -> None:
+        """Stop the job that is painted, or that one if it is; its pictures stay, and the next one begins."""
+        self._command("interrupt", identity)
+
+    def skip(self, identity: str | None = None) -> None:
+        """Leave out the batch that is painted, and go on with the job's next."""
+        self._command("skip", identity)
+
+    def pause(self) -> None:
+        """Stop after the present step until `resume`."""
+        with self._bell:
+            self._paused = True
+        self._emit("paused", "")
+
+    def resume(self) -> None:
+        """Go on."""
+        with self._bell:
+            self._paused = False
+            self._bell.notify_all()
+        self._emit("resumed", "")
+
+    @property
+    def paused(self) -> bool:
+        """Whether it was told to pause."""
+        return self._paused
+
+    def move(self, identity: str, before: str | None = None) -> Job:
+        """Put a waiting job right before another, or at the end of its priority."""
+        return self._changed(self.store.move(identity, before))
+
+    def priority(self, identity: str, priority: int) -> Job:
+        """The higher, the sooner."""
+        return self._changed(self.store.set_priority(identity, priority))
+
+    def progress(self, identity: str | None = None, *, preview: bool = True) -> Progress:
+        """How far that job is, or the one that is painted; without `preview` no picture is made."""
+        with self._bell:
+            current, tick, have = self._current, self._tick, self._have
+            began, began_share, paused = self._began, self._began_share, self._paused
+        if identity is not None and (current is None or current.id != identity):
+            return self._not_painted(self.store.job(identity))
+        if current is None:
+            return Progress(text="paused" if paused else "")
+        share = _share(current, tick, have)
+        left = None
+        if share > began_share:
+            left = (time.monotonic() - began) / (share - began_share) * (1 - share)
+        return Progress(
+            job=current.id,
+            share=share,
+            step=tick.step if tick else 0,
+            steps=tick.steps if tick else 0,
+            picture=tick.first if tick else 0,
+            pictures=current.total,
+            left=left,
+            preview=tick.preview() if preview and tick is not None and tick.preview is not None else None,
+            text="paused" if paused else "painting",
+        )
+
+    # events
+
+    @contextmanager
+    def listen(self, identity: str | None = None) -> Iterator[Iterator[Event | None]]:
+        """`with engine.listen() as events`: what happens from now on, to one job or all; None after a quiet second."""
+        waiting: queue.Queue[Event] = queue.Queue()
+
+        def hear(event: Event) -> None:
+            if identity in (None, event.job) or not event.job:
+                waiting.put(event)
+
+        def events() -> Iterator[Event | None]:
+            while True:
+                try:
+                    yield waiting.get(timeout=1.0)
+                except queue.Empty:
+                    yield None
+
+        self._listeners.append(hear)
+        try:
+            yield events()
+        finally:
+            self._listeners.remove(hear)
+
+    async def alisten(self, identity: str | None = None) -> AsyncIterator[Event | None]:
+        """The same for asyncio. Of a listener that is too slow the oldest progress is dropped, nothing else."""
+        loop = asyncio.get_running_loop()
+        waiting: list[Event] = []
+        bell = asyncio.Event()
+
+        def put(event: Event) -> None:
+            if len(waiting) >= _BACKLOG:
+                oldest = next((each for each in waiting if each.name == "progress"), waiting[0])
+                waiting.remove(oldest)
+            waiting.append(event)
+            bell.set()
+
+        def hear(event: Event) -> None:
+            if identity in (None, event.job) or not event.job:
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(put, event)
+
+        self._listeners.append(hear)
+        try:
+            while True:
+                try:
+                    await asyncio.wait_for(bell.wait(), 1.0)
+                except TimeoutError:
+                    yield None
+                    continue
+                bell.clear()
+                found, waiting[:] = list(waiting), []
+                for event in found:
+                    yield event
+        finally:
+            self._listeners.remove(hear)
+
+    # the worker
+
+    def _work(self) -> None:
+        while True:
+            with self._bell:
+                while self._paused and not self._closing:
+                    self._bell.wait(1.0)
+                if self._closing:
+                    return
+            job = self.store.start_next()
+            if job is None:
+                with self._bell:
+                    if not self._closing:
+                        self._bell.wait(1.0)
+                continue
+            self._one(job)
+
+    def _one(self, job: Job) -> None:
+        with self._bell:
+            self._current, self._tick, self._order = job, None, "stop" if self._closing else None
+            self._have = len(self.store.pictures(job.id)) + len(job.skipped)
+            self._began, self._began_share = time.monotonic(), _share(job, None, self._have)
+        self._emit("started", job.id)
+        notes = list(job.notes)
+        try:
+            state, error = self._painted(job, notes)
+        except DanqingError as problem:
+            state, error = "failed", str(problem)
+        except MemoryError:
+            state, error = "failed", "memory: there is too little of it; ask for smaller or fewer pictures"
+        except Exception as problem:
+            log.exception("job %s failed", job.id)
+            state, error = "failed", f"an error of Danqing's own: {type(problem).__name__}: {problem}"
+        if self.store.job(job.id).state == "running":
+            self.store.record(job.id, notes=notes, state=state, error=error)
+        with self._bell:
+            self._current = self._tick = self._order = None
+            self._bell.notify_all()
+        self._emit("queued" if state == "queued" else "ended", job.id, state=state, error=error)
+
+    def _painted(self, job: Job, notes: list[str]) -> tuple[State, str | None]:
+        """Paint what is missing of a job; returns the state that it ends in."""
+        skipped = set(job.skipped)
+
+        def note(line: str) -> None:
+            if line not in notes:
+                notes.append(line)
+                self._emit("note", job.id, text=line)
+
+        while True:
+            have = {picture.index for picture in self.store.pictures(job.id)} | skipped
+            if len(have) >= job.total:
+                return "done", None
+            ticks = self._paint(job, frozenset(have), note)
+            order = None
+            try:
+                for tick in ticks:
+                    have |= {each.index for each in tick.finished}
+                    order = self._ticked(job, tick, have, notes)
+                    if order is not None:
+                        break
+            finally:
+                close = getattr(ticks, "close", None)
+                if close is not None:
+                    close()
+            if order is None:
+                return "done", None
+            if order != "skip":
+                ends: Mapping[str, State] = {"stop": "queued", "cancel": "cancelled", "interrupt": "interrupted"}
+                return ends[order], None
+            skipped |= set(range(tick.first, tick.first + tick.count)) - have
+            self.store.record(job.id, skipped=sorted(skipped))
+
+    def _ticked(
+        self, job: Job, tick: Tick, have: set[int], notes: Sequence[str]
+    ) -> Literal["interrupt", "skip", "cancel", "stop"] | None:
+        """Keep what is finished, tell of it, wait where it is paused; returns an order to stop."""
+        if tick.finished:
+            files = [self._write(job, each) for each in tick.finished]
+            last = len(have) >= job.total
+            stored = self.store.record(job.id, files, notes=notes, state="done" if last else None)
+            for picture in stored:
+                self._emit("picture", job.id, id=picture.id, index=picture.index)
+        with self._bell:
+            self._tick = None if tick.finished else tick
+            self._have = len(have)
+        progress = self.progress(preview=False)
+        shown = {name: getattr(progress, name) for name in ("share", "step", "steps", "picture", "pictures", "left")}
+        self._emit("progress", job.id, **shown)
+        with self._bell:
+            while self._paused and self._order is None:
+                self._bell.wait(1.0)
+            order, self._order = self._order, None
+            return order
+
+    def _write(self, job: Job, finished: Finished) -> NewPicture:
+        """Write a picture's file, safely on disk before its row; the same file whenever it is painted again."""
+        day = time.strftime("%Y-%m-%d", time.gmtime(job.created))
+        path = f"pictures/{day}/{job.id}-{finished.index:04d}.png"
+        record = finished.record
+        save(
+            finished.image,
+            self.folder / path,
+            finished.infotext or None,
+            record.model_dump_json(exclude_none=True) if record else None,
+        )
+        _sync(self.folder / path)
+        return _described(job.kind, finished, path, record)
+
+    def _command(self, order: Literal["interrupt", "skip", "cancel"], identity: str | None) -> None:
+        with self._bell:
+            if self._current is not None and identity in (None, self._current.id) and self._order != "stop":
+                self._order = order
+                self._bell.notify_all()
+
+    def _changed(self, job: Job) -> Job:
+        self._emit("changed", job.id, priority=job.priority)
+        return job
+
+    def _not_painted(self, job: Job) -> Progress:
+        have = len(self.store.pictures(job.id)) + len(job.skipped)
+        text = job.state if job.over else "queued"
+        if job.state == "queued":
+            before = [each.id for each in self.store.jobs(("queued", "running"), limit=10_000)]
+            text = f"queued, {before.index(job.id)} before it" if job.id in before else "queued"
+        share = 1.0 if job.over else _share(job, None, have)
+        return Progress(job=job.id, share=share, pictures=job.total, picture=have, text=text)
+
+    def _emit(self, name: Happening, job: str, **data: Any) -> None:
+        level = logging.DEBUG if name == "progress" else logging.INFO
+        log.log(level, "%s %s", name, job, extra={"event": name, "job": job, "data": data})
+        event = Event(name, job, data)
+        for listener in list(self._listeners):
+            listener(event)
+
+    def _gallery_file(self, identity: str) -> Path:
+        return self.path(self.store.picture(identity))
+
+    # start
+
+    def _recover(self) -> None:
+        """After a crash: what ran waits again; files without a row, half-written ones and unused inputs go."""
+        for job in self.store.requeue_running():
+            known = {picture.path for picture in self.store.pictures(job.id)}
+            day = time.strftime("%Y-%m-%d", time.gmtime(job.created))
+            for file in (self.folder / "pictures" / day).glob(f"{job.id}-*.png"):
+                if str(file.relative_to(self.folder)) not in known:
+                    file.unlink(missing_ok=True)
+            log.info("job %s was running when the server ended; it goes on", job.id)
+        used = self.store.inputs()
+        for file in (self.folder / "inputs").glob("*"):
+            if file.name not in used:
+                file.unlink(missing_ok=True)
+        for file in (self.folder / "pictures").glob("*/.*.part"):
+            file.unlink(missing_ok=True)
+        self.purge(time.time() - _BIN_DAYS * 86400)
+
+    def purge(self, before: float) -> int:
+        """Remove for good what was deleted before that time; returns how many pictures."""
+        gone = self.store.bin(before)
+        for picture in gone:
+            self.path(picture).unlink(missing_ok=True)
+            self.store.forget(picture.id)
+        return len(gone)
+
+
+class QueueFull(DanqingError):
+    """Too many jobs wait."""
+
+
+def _share(job: Job, tick: Tick | None, have: int) -> float:
+    done = have + (tick.count * tick.step / max(tick.steps, 1) if tick is not None and not tick.finished else 0)
+    return min(done / max(job.total, 1), 1.0)
+
+
+def _described(kind: str, finished: Finished, path: str, record: ResolvedRequest | None) -> NewPicture:
+    """What the gallery is searched by."""
+    new = NewPicture(
+        index=finished.index,
+        path=path,
+        width=finished.image.width,
+        height=finished.image.height,
+        infotext=finished.infotext,
+        kind=kind,
+    )
+    if record is None:
+        return new
+    request = record.request
+    return replace(
+        new,
+        record=record.model_dump_json(exclude_none=True),
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        model=record.checkpoint.name,
+        sampler=request.sampler_name or "",
+        seed=request.seed,
+    )
+
+
+def _sync(path: Path) -> None:
+    """Wait until the file and its name are on disk, so that a row never outlives its picture."""
+    for each in (path, path.parent):
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _locked(folder: Path) -> Any:
+    """An open file that holds the folder for this process. Raises DanqingError where another has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "studio.lock").open("w")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DanqingError(
+            f"{folder}: another studio has this folder open; end it, or give another --data-dir"
+        ) from None
+    except OSError as error:
+        raise DanqingError(f"{folder}: cannot be used: {error.strerror}; give another --data-dir") from None
+    return file

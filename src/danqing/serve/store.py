@@ -1,0 +1,642 @@
+"""Jobs and pictures in a database: SQLite in WAL mode, or PostgreSQL by its URL.
+
+Every change of state is one short transaction, so that a process that is killed leaves the state before it or after it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.sql import ColumnElement, Select
+
+from danqing.errors import DanqingError
+from danqing.vocabulary import quoted
+
+State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+OPEN: tuple[State, ...] = ("queued", "running")
+ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to paint, as the queue holds it."""
+
+    id: str
+    """32 hexadecimal digits."""
+    kind: str
+    """`txt2img`, `img2img`, `inpaint`, `outpaint`, `upscale` or `plot`."""
+    request: Mapping[str, Any]
+    """What was asked for, with its seeds drawn; pictures in it are files of the data folder's `inputs`."""
+    parts: tuple[Mapping[str, Any], ...]
+    """What is painted, one after another: the same, or what styles and wildcards made of it."""
+    total: int
+    """Pictures in all."""
+    origin: str
+    """Who asked: `api`, `sdapi`, `openai` or `page`."""
+    state: State
+    priority: int
+    """The higher, the sooner."""
+    place: float
+    """Order among those of one priority."""
+    created: float
+    """Seconds since 1970; so are `started` and `ended`."""
+    started: float | None
+    ended: float | None
+    error: str | None
+    notes: tuple[str, ...]
+    skipped: tuple[int, ...]
+    """Pictures, by their index, that a person had skipped."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will happen to it any more."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class NewPicture:
+    """A picture whose file is written, for the gallery."""
+
+    index: int
+    """In its job, from 0."""
+    path: str
+    """Relative to the data folder."""
+    width: int
+    height: int
+    record: str | None = None
+    """`ResolvedRequest` as JSON."""
+    infotext: str = ""
+    prompt: str = ""
+    negative_prompt: str = ""
+    model: str = ""
+    sampler: str = ""
+    seed: int | None = None
+    kind: str = "txt2img"
+    created: float | None = None
+    """Seconds since 1970; unset is now."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture of the gallery."""
+
+    id: str
+    """32 hexadecimal digits."""
+    job: str | None
+    """None of one that was imported."""
+    index: int
+    path: str
+    """Relative to the data folder."""
+    record: str | None
+    """`ResolvedRequest` as JSON; None of another tool's picture."""
+    infotext: str
+    prompt: str
+    negative_prompt: str
+    model: str
+    sampler: str
+    seed: int | None
+    kind: str
+    width: int
+    height: int
+    created: float
+    rating: int
+    """0 is none, else 1 to 5."""
+    favourite: bool
+    tags: tuple[str, ...]
+    deleted: float | None
+    """When it was deleted, in seconds since 1970; until it is purged that can be undone."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which pictures; what is unset does not matter."""
+
+    words: str = ""
+    """All of these stand in prompt, model or tags; the last may be a beginning. "Quoted" ones in that order."""
+    model: str | None = None
+    """A part of its name, in any case."""
+    seed: int | None = None
+    since: float | None = None
+    until: float | None = None
+    rating: int | None = None
+    """At least."""
+    favourite: bool | None = None
+    tag: str | None = None
+    kind: str | None = None
+    job: str | None = None
+    deleted: bool = False
+    """Those in the bin, in place of the others."""
+
+
+_META = MetaData()
+_JOBS = Table(
+    "jobs",
+    _META,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("request", Text, nullable=False),
+    Column("parts", Text, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("priority", Integer, nullable=False),
+    Column("place", Float, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("started", Float),
+    Column("ended", Float),
+    Column("error", Text),
+    Column("notes", Text, nullable=False),
+    Column("skipped", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+_INPUTS = Table(
+    "inputs",
+    _META,
+    Column("job", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(80), primary_key=True),
+)
+_PICTURES = Table(
+    "pictures",
+    _META,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("job", String(32), index=True),
+    Column("index", Integer, nullable=False),
+    Column("path", String(1024), nullable=False, unique=True),
+    Column("record", Text),
+    Column("infotext", Text, nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("negative_prompt", Text, nullable=False),
+    Column("model", String(512), nullable=False),
+    Column("sampler", String(64), nullable=False),
+    Column("seed", String(24), index=True),  # up to 2^64 - 1, which is more than a signed integer holds
+    Column("kind", String(16), nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("created", Float, nullable=False, index=True),
+    Column("rating", Integer, nullable=False),
+    Column("favourite", Boolean, nullable=False),
+    Column("deleted", Float),
+    UniqueConstraint("job", "index"),
+    sqlite_autoincrement=True,
+)
+_TAGS = Table(
+    "tags",
+    _META,
+    Column("picture", Integer, ForeignKey("pictures.number", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(200), primary_key=True, index=True),
+)
+_OPTIONS = Table("options", _META, Column("key", String(200), primary_key=True), Column("value", Text, nullable=False))
+_WORDS = Table(
+    "words",
+    _META,
+    Column("picture", Integer, ForeignKey("pictures.number", ondelete="CASCADE"), primary_key=True),
+    Column("text", Text, nullable=False),
+    info={"postgresql": True},
+)
+"""What words are searched in. SQLite has a table of its full-text module FTS5 of this name in its place."""
+
+
+class Store:
+    """The database of one studio. Its methods may be called from any thread."""
+
+    def __init__(self, url: str) -> None:
+        """Open, and make what is not there. `url` is SQLAlchemy's: `sqlite:////folder/studio.db`, `postgresql://...`.
+
+        Raises DanqingError where the database cannot be opened or is of another program.
+        """
+        try:
+            self.engine = create_engine(url)
+            self._lite = self.engine.dialect.name == "sqlite"
+            if self._lite:
+                event.listen(self.engine, "connect", _prepare_sqlite)
+                event.listen(self.engine, "begin", _begin_immediately)
+            with self.engine.begin() as connection:
+                tables = [table for table in _META.sorted_tables if table is not _WORDS or not self._lite]
+                _META.create_all(connection, tables=tables)
+                if self._lite:
+                    connection.execute(text("CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(text)"))
+        except (SQLAlchemyError, ModuleNotFoundError) as error:
+            raise DanqingError(
+                f"{_without_password(url)}: the database cannot be opened: {_first_line(error)}"
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.engine.dispose()
+
+    # jobs
+
+    def add_job(
+        self,
+        kind: str,
+        request: Mapping[str, Any],
+        parts: Sequence[Mapping[str, Any]],
+        total: int,
+        *,
+        origin: str,
+        priority: int = 0,
+        inputs: Iterable[str] = (),
+    ) -> Job:
+        """Put a job at its priority's end of the queue; it is on disk when this returns. `inputs` are its pictures' files."""
+        identity = secrets.token_hex(16)
+        with self.engine.begin() as connection:
+            last = connection.scalar(select(func.max(_JOBS.c.place)))
+            connection.execute(
+                insert(_JOBS).values(
+                    id=identity,
+                    kind=kind,
+                    request=_dumped(request),
+                    parts=_dumped(list(parts)),
+                    total=total,
+                    origin=origin,
+                    state="queued",
+                    priority=priority,
+                    place=(last or 0.0) + 1.0,
+                    created=time.time(),
+                    notes="[]",
+                    skipped="[]",
+                )
+            )
+            for name in sorted(set(inputs)):
+                connection.execute(insert(_INPUTS).values(job=identity, name=name))
+            return _job(connection, identity)
+
+    def job(self, identity: str) -> Job:
+        """Raises DanqingError where there is none."""
+        with self.engine.begin() as connection:
+            return _job(connection, identity)
+
+    def jobs(self, states: Sequence[State] | None = None, limit: int = 100, offset: int = 0) -> tuple[Job, ...]:
+        """Those that wait and run in the order of painting; any that are over come after them, the latest first."""
+        rank = (_JOBS.c.state == "running").desc(), _JOBS.c.state.in_(OPEN).desc()
+        order = (*rank, *_queue_order(), _JOBS.c.number)
+        if states is not None and not set(states) & set(OPEN):
+            order = (_JOBS.c.ended.desc(), _JOBS.c.number.desc())
+        query = select(_JOBS).order_by(*order).limit(limit).offset(offset)
+        if states is not None:
+            query = query.where(_JOBS.c.state.in_(states))
+        with self.engine.begin() as connection:
+            return tuple(_as_job(row) for row in connection.execute(query))
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs there are of each state."""
+        query = select(_JOBS.c.state, func.count()).group_by(_JOBS.c.state)
+        with self.engine.begin() as connection:
+            found = {str(state): int(count) for state, count in connection.execute(query)}
+        return {state: found.get(state, 0) for state in get_args(State)}
+
+    def start_next(self) -> Job | None:
+        """Take the first job of the queue: it is running from now on."""
+        with self.engine.begin() as connection:
+            first = select(_JOBS.c.id).where(_JOBS.c.state == "queued").order_by(*_queue_order()).limit(1)
+            identity = connection.scalar(first)
+            if identity is None:
+                return None
+            _change(connection, identity, state="running", started=func.coalesce(_JOBS.c.started, time.time()))
+            return _job(connection, identity)
+
+    def record(
+        self,
+        identity: str,
+        pictures: Sequence[NewPicture] = (),
+        *,
+        notes: Sequence[str] | None = None,
+        skipped: Sequence[int] | None = None,
+        state: State | None = None,
+        error: str | None = None,
+    ) -> tuple[Stored, ...]:
+        """One commit: pictures of a job enter the gallery, and its state changes. One that is in already stays as it is."""
+        with self.engine.begin() as connection:
+            here = select(_PICTURES.c.index).where(_PICTURES.c.job == identity)
+            have = set(connection.scalars(here)) if pictures else set()
+            new = [_add_picture(connection, identity, each, self._lite) for each in pictures if each.index not in have]
+            changes: dict[str, Any] = {}
+            if notes is not None:
+                changes["notes"] = _dumped(list(notes))
+            if skipped is not None:
+                changes["skipped"] = _dumped(sorted(skipped))
+            if state is not None:
+                changes |= {"state": state, "error": error, "ended": time.time() if state in ENDED else None}
+            if changes:
+                _change(connection, identity, **changes)
+            return _stored(connection, select(_PICTURES).where(_PICTURES.c.number.in_(new)).order_by(_PICTURES.c.index))
+
+    def end_waiting(self, identity: str, state: State) -> Job:
+        """Cancel a job that has not begun; one that has, or is over, stays as it is."""
+        with self.engine.begin() as connection:
+            ours = update(_JOBS).where(_JOBS.c.id == identity, _JOBS.c.state == "queued")
+            connection.execute(ours.values(state=state, ended=time.time()))
+            return _job(connection, identity)
+
+    def requeue_running(self) -> tuple[Job, ...]:
+        """What was running when the last process ended waits again, at its old place."""
+        with self.engine.begin() as connection:
+            ids = connection.scalars(select(_JOBS.c.id).where(_JOBS.c.state == "running")).all()
+            connection.execute(update(_JOBS).where(_JOBS.c.id.in_(ids)).values(state="queued"))
+            return tuple(_job(connection, identity) for identity in ids)
+
+    def set_priority(self, identity: str, priority: int) -> Job:
+        """Raises DanqingError where there is no such job."""
+        with self.engine.begin() as connection:
+            _change(connection, identity, priority=priority)
+            return _job(connection, identity)
+
+    def move(self, identity: str, before: str | None) -> Job:
+        """Put a waiting job right before another one, whose priority it takes; or at its own priority's end."""
+        with self.engine.begin() as connection:
+            moved, target = _job(connection, identity), None if before is None else _job(connection, before)
+            priority = moved.priority if target is None else target.priority
+            waiting = select(_JOBS.c.id, _JOBS.c.place).where(_JOBS.c.state.in_(OPEN), _JOBS.c.priority == priority)
+            rows = connection.execute(waiting.order_by(_JOBS.c.place)).all()
+            ids = [row.id for row in rows if row.id != identity]
+            places = sorted({row.place for row in rows} | {moved.place})
+            ids.insert(len(ids) if target is None or target.id not in ids else ids.index(target.id), identity)
+            for each, place in zip(ids, places, strict=False):
+                _change(connection, each, place=place)
+            _change(connection, identity, priority=priority)
+            return _job(connection, identity)
+
+    def inputs(self) -> set[str]:
+        """The names of all files that jobs have for their pictures."""
+        with self.engine.begin() as connection:
+            return set(connection.scalars(select(_INPUTS.c.name).distinct()))
+
+    # pictures
+
+    def pictures(self, job: str) -> tuple[Stored, ...]:
+        """A job's pictures by their index, deleted ones too."""
+        with self.engine.begin() as connection:
+            return _stored(connection, select(_PICTURES).where(_PICTURES.c.job == job).order_by(_PICTURES.c.index))
+
+    def picture(self, identity: str) -> Stored:
+        """Raises DanqingError where there is none."""
+        with self.engine.begin() as connection:
+            return _picture(connection, identity)
+
+    def search(self, query: Query, limit: int = 50, offset: int = 0) -> tuple[Stored, ...]:
+        """The pictures that are meant, the latest first."""
+        found = select(_PICTURES).where(*self._conditions(query))
+        order = found.order_by(_PICTURES.c.created.desc(), _PICTURES.c.number.desc())
+        with self.engine.begin() as connection:
+            return _stored(connection, order.limit(limit).offset(offset))
+
+    def count(self, query: Query) -> int:
+        """How many pictures are meant."""
+        with self.engine.begin() as connection:
+            return connection.scalar(select(func.count()).select_from(_PICTURES).where(*self._conditions(query))) or 0
+
+    def add_pictures(self, pictures: Sequence[NewPicture]) -> tuple[Stored, ...]:
+        """Pictures that no job made; one whose path is in the gallery already is left out."""
+        with self.engine.begin() as connection:
+            known = select(_PICTURES.c.path).where(_PICTURES.c.path.in_([each.path for each in pictures]))
+            have = set(connection.scalars(known))
+            new = [_add_picture(connection, None, each, self._lite) for each in pictures if each.path not in have]
+            return _stored(connection, select(_PICTURES).where(_PICTURES.c.number.in_(new)))
+
+    def set_picture(
+        self,
+        identity: str,
+        *,
+        rating: int | None = None,
+        favourite: bool | None = None,
+        tags: Sequence[str] | None = None,
+        deleted: bool | None = None,
+    ) -> Stored:
+        """Change what is given. `deleted` False takes it out of the bin. Raises DanqingError for a wrong value."""
+        if rating is not None and not 0 <= rating <= 5:
+            raise DanqingError(f"rating: should be 0 to 5, but it is {rating}")
+        clean = None if tags is None else sorted({tag.strip() for tag in tags if tag.strip()})
+        if clean is not None and (len(clean) > 100 or any(len(tag) > 200 for tag in clean)):
+            raise DanqingError("tags: at most 100, of at most 200 characters each")
+        with self.engine.begin() as connection:
+            number = _number(connection, identity)
+            values: dict[str, Any] = {"rating": rating, "favourite": favourite}
+            values = {name: value for name, value in values.items() if value is not None}
+            if deleted is not None:
+                values["deleted"] = time.time() if deleted else None
+            if values:
+                connection.execute(update(_PICTURES).where(_PICTURES.c.number == number).values(**values))
+            if clean is not None:
+                connection.execute(delete(_TAGS).where(_TAGS.c.picture == number))
+                for tag in clean:
+                    connection.execute(insert(_TAGS).values(picture=number, tag=tag))
+                _index_words(connection, number, self._lite)
+            return _picture(connection, identity)
+
+    def tags(self) -> dict[str, int]:
+        """All tags, and how many pictures have each."""
+        query = select(_TAGS.c.tag, func.count()).group_by(_TAGS.c.tag).order_by(_TAGS.c.tag)
+        with self.engine.begin() as connection:
+            return {str(tag): int(count) for tag, count in connection.execute(query)}
+
+    def bin(self, before: float) -> tuple[Stored, ...]:
+        """What was deleted before that time."""
+        with self.engine.begin() as connection:
+            return _stored(connection, select(_PICTURES).where(_PICTURES.c.deleted < before))
+
+    def forget(self, identity: str) -> None:
+        """Take a picture's row out; its file is the caller's."""
+        with self.engine.begin() as connection:
+            number = _number(connection, identity)
+            words = "DELETE FROM words WHERE rowid = :n" if self._lite else "DELETE FROM words WHERE picture = :n"
+            connection.execute(text(words), {"n": number})
+            connection.execute(delete(_TAGS).where(_TAGS.c.picture == number))
+            connection.execute(delete(_PICTURES).where(_PICTURES.c.number == number))
+
+    # options
+
+    def options(self) -> dict[str, Any]:
+        """What `set_options` was told."""
+        with self.engine.begin() as connection:
+            return {key: json.loads(value) for key, value in connection.execute(select(_OPTIONS)).tuples()}
+
+    def set_options(self, values: Mapping[str, Any]) -> None:
+        """Keep these values, of JSON's types; others stay. None takes one out."""
+        with self.engine.begin() as connection:
+            connection.execute(delete(_OPTIONS).where(_OPTIONS.c.key.in_(values)))
+            for key, value in values.items():
+                if value is not None:
+                    connection.execute(insert(_OPTIONS).values(key=key, value=_dumped(value)))
+
+    def _conditions(self, query: Query) -> list[ColumnElement[bool]]:
+        c = _PICTURES.c
+        conditions: list[ColumnElement[bool]] = [c.deleted.is_not(None) if query.deleted else c.deleted.is_(None)]
+        if words := phrases(query.words):
+            conditions.append(c.number.in_(self._with_words(words)))
+        if query.model:
+            conditions.append(func.lower(c.model).contains(query.model.lower(), autoescape=True))
+        if query.seed is not None:
+            conditions.append(c.seed == str(query.seed))
+        if query.since is not None:
+            conditions.append(c.created >= query.since)
+        if query.until is not None:
+            conditions.append(c.created < query.until)
+        if query.rating is not None:
+            conditions.append(c.rating >= query.rating)
+        if query.favourite is not None:
+            conditions.append(c.favourite == query.favourite)
+        if query.tag:
+            conditions.append(c.number.in_(select(_TAGS.c.picture).where(_TAGS.c.tag == query.tag)))
+        if query.kind:
+            conditions.append(c.kind == query.kind)
+        if query.job:
+            conditions.append(c.job == query.job)
+        return conditions
+
+    def _with_words(self, words: Sequence[str]) -> Any:
+        if self._lite:
+            match = " AND ".join(f'"{phrase}"' for phrase in words) + ("*" if words else "")
+            return text("SELECT rowid FROM words WHERE words MATCH :words").bindparams(words=match)
+        match = " & ".join(" <-> ".join(phrase.split()) for phrase in words) + ":*"
+        found = text("SELECT picture FROM words WHERE to_tsvector('simple', text) @@ to_tsquery('simple', :words)")
+        return found.bindparams(words=match)
+
+
+def spaced(words: str) -> str:
+    """Text as the word index has it: lower case, letters and digits alone, each Chinese or Japanese character a word."""
+    apart = re.sub(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])", r" \1 ", words)
+    return " ".join(re.findall(r"\w+", apart.casefold()))
+
+
+def phrases(words: str) -> list[str]:
+    """What is searched for, phrase by phrase: "quoted words", single ones, and runs of Chinese characters."""
+    parts = re.findall(r'"([^"]*)"|([^\s"]+)', words)
+    return [phrase for quote, word in parts if (phrase := spaced(quote or word))]
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's own BEGIN is the one that counts
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_immediately(connection: Connection) -> None:
+    # a transaction that reads first and writes later could meet another one's lock, and fail without waiting
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).splitlines()[0]
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:...@", url)
+
+
+def _queue_order() -> tuple[ColumnElement[Any], ...]:
+    return _JOBS.c.priority.desc(), _JOBS.c.place, _JOBS.c.number
+
+
+def _change(connection: Connection, identity: str, **values: Any) -> None:
+    if not connection.execute(update(_JOBS).where(_JOBS.c.id == identity).values(**values)).rowcount:
+        raise DanqingError(f"job: there is none with the id {quoted(identity)}")
+
+
+def _job(connection: Connection, identity: str) -> Job:
+    row = connection.execute(select(_JOBS).where(_JOBS.c.id == identity)).first()
+    if row is None:
+        raise DanqingError(f"job: there is none with the id {quoted(identity)}")
+    return _as_job(row)
+
+
+def _as_job(row: Row[Any]) -> Job:
+    values = dict(row._mapping)
+    values.pop("number")
+    values["request"] = json.loads(values["request"])
+    for name in ("parts", "notes", "skipped"):
+        values[name] = tuple(json.loads(values[name]))
+    return Job(**values)
+
+
+def _number(connection: Connection, identity: str) -> int:
+    number = connection.scalar(select(_PICTURES.c.number).where(_PICTURES.c.id == identity))
+    if number is None:
+        raise DanqingError(f"picture: there is none with the id {quoted(identity)}")
+    return int(number)
+
+
+def _picture(connection: Connection, identity: str) -> Stored:
+    found = _stored(connection, select(_PICTURES).where(_PICTURES.c.id == identity))
+    if not found:
+        raise DanqingError(f"picture: there is none with the id {quoted(identity)}")
+    return found[0]
+
+
+def _stored(connection: Connection, query: Select[Any]) -> tuple[Stored, ...]:
+    rows = connection.execute(query).all()
+    tags: dict[int, list[str]] = {row.number: [] for row in rows}
+    if rows:
+        named = select(_TAGS).where(_TAGS.c.picture.in_(tags)).order_by(_TAGS.c.tag)
+        for picture, tag in connection.execute(named).tuples():
+            tags[picture].append(tag)
+    return tuple(_as_stored(row, tags[row.number]) for row in rows)
+
+
+def _as_stored(row: Row[Any], tags: Sequence[str]) -> Stored:
+    values = dict(row._mapping)
+    values.pop("number")
+    values["seed"] = None if values["seed"] is None else int(values["seed"])
+    return Stored(**values, tags=tuple(tags))
+
+
+def _add_picture(connection: Connection, job: str | None, new: NewPicture, lite: bool) -> int:
+    values = {name: getattr(new, name) for name in NewPicture.__dataclass_fields__}
+    values |= {
+        "id": secrets.token_hex(16),
+        "job": job,
+        "seed": None if new.seed is None else str(new.seed),
+        "created": time.time() if new.created is None else new.created,
+        "rating": 0,
+        "favourite": False,
+    }
+    try:
+        key = connection.execute(insert(_PICTURES).values(**values)).inserted_primary_key
+    except IntegrityError as error:
+        raise DanqingError(f"{new.path}: cannot enter the gallery: {_first_line(error)}") from None
+    assert key is not None
+    _index_words(connection, key[0], lite)
+    return int(key[0])
+
+
+def _index_words(connection: Connection, number: int, lite: bool) -> None:
+    row = connection.execute(select(_PICTURES).where(_PICTURES.c.number == number)).one()
+    tags = connection.scalars(select(_TAGS.c.tag).where(_TAGS.c.picture == number)).all()
+    words = spaced(" ".join([row.prompt, row.model, *tags]))
+    key = "rowid" if lite else "picture"
+    connection.execute(text(f"DELETE FROM words WHERE {key} = :n"), {"n": number})
+    connection.execute(text(f"INSERT INTO words ({key}, text) VALUES (:n, :text)"), {"n": number, "text": words})

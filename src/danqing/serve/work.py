@@ -1,0 +1,56 @@
+"""What the engine and those who paint for it hand each other. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from PIL import Image
+from pydantic import BaseModel, Field
+
+from danqing.requests import REQUESTS, PictureSource, ResolvedRequest, Upscale
+from danqing.serve.store import Job
+
+
+class Enlarge(Upscale):
+    """Pictures to make larger: `Upscale`, and what it is done to."""
+
+    images: tuple[PictureSource, ...] = Field(min_length=1, max_length=256, description="the pictures")
+
+
+KINDS: dict[str, type[BaseModel]] = {**REQUESTS, "upscale": Enlarge}
+"""The request class of each kind of job."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A picture that is painted."""
+
+    index: int
+    """In its job, from 0."""
+    image: Image.Image
+    record: ResolvedRequest | None = None
+    infotext: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Tick:
+    """A finished step of a job; with the last one of a batch come its pictures."""
+
+    first: int
+    """Index of the batch's first picture."""
+    count: int
+    """Pictures of the batch."""
+    step: int
+    """Steps done in this batch, from 1."""
+    steps: int
+    preview: Callable[[], Image.Image] | None = None
+    """Makes a small picture of what there is; may be called from any thread."""
+    finished: tuple[Finished, ...] = field(default=())
+
+
+Paint = Callable[[Job, frozenset[int], Callable[[str], None]], Iterator[Tick]]
+"""(job, indices of pictures that are there or skipped, told of notes) -> ticks, batch after batch.
+
+Closing the iterator stops after the step. It raises DanqingError for what the person can mend.
+"""

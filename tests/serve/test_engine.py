@@ -1,0 +1,278 @@
+"""The queue and its worker, with a painter that paints colours."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from danqing.errors import DanqingError
+from danqing.requests import ImageToImage, TextToImage
+from danqing.serve.accept import Rules
+from danqing.serve.engine import Engine, QueueFull
+from danqing.serve.store import Store
+from studio import STEPS, FakePainter, fake_studio
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[tuple[Engine, FakePainter]]:
+    engine, painter = fake_studio(tmp_path / "data")
+    yield engine, painter
+    engine.close()
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Iterator[tuple[Engine, FakePainter, threading.Semaphore]]:
+    """A studio whose painter takes a step for each release of the semaphore."""
+    gate = threading.Semaphore(0)
+    engine, painter = fake_studio(tmp_path / "data", gate=gate)
+    yield engine, painter, gate
+    gate.release(100_000)
+    engine.close()
+
+
+def until(true: object, seconds: float = 5.0) -> None:
+    ends = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < ends, "it did not come about"
+        time.sleep(0.002)
+
+
+def test_a_job_is_painted_and_its_pictures_are_in_the_gallery(studio: tuple[Engine, FakePainter]) -> None:
+    engine, _ = studio
+    job = engine.submit(TextToImage(prompt="a cat", seed=7, batch_size=2, n_iter=2), origin="page")
+    assert job.total == 4
+    done = engine.wait(job.id, 10)
+    assert done.state == "done"
+    assert done.origin == "page"
+    assert done.error is None
+    pictures = engine.pictures(job.id)
+    assert [picture.index for picture in pictures] == [0, 1, 2, 3]
+    assert [picture.seed for picture in pictures] == [7, 8, 9, 10]
+    assert pictures[0].prompt == "a cat"
+    with Image.open(engine.path(pictures[2])) as image:
+        assert image.getpixel((0, 0)) == (9, 0, 2)
+        assert "Seed: 9" in image.info["parameters"]
+        assert json.loads(image.info["danqing"])["request"]["seed"] == 9
+
+
+def test_seeds_are_drawn_when_a_job_is_accepted(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path, start=False)
+    job = engine.submit(TextToImage(prompt="a cat"))
+    assert isinstance(job.request["seed"], int)
+    assert job.request["seed"] >= 0
+    assert job.parts[0]["seed"] == job.request["seed"]
+    engine.close()
+
+
+def test_choices_are_written_out_when_a_job_is_accepted(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path)
+    job = engine.submit(TextToImage(prompt="a {red|blue} cat", dynamic="all", seed=1))
+    assert [part["prompt"] for part in job.parts] == ["a red cat", "a blue cat"]
+    assert engine.wait(job.id, 10).state == "done"
+    assert [picture.prompt for picture in engine.pictures(job.id)] == ["a red cat", "a blue cat"]
+    engine.close()
+
+
+def test_priorities_moves_and_cancelled_jobs(tmp_path: Path) -> None:
+    engine, painter = fake_studio(tmp_path, start=False)
+    a, b, c, d = (engine.submit(TextToImage(prompt=name, seed=1)).id for name in "abcd")
+    engine.priority(c, 5)
+    engine.move(d, before=a)
+    assert [job.id for job in engine.jobs(("queued",))] == [c, d, a, b]
+    engine.move(d)
+    assert [job.id for job in engine.jobs(("queued",))] == [c, a, b, d]
+    assert engine.cancel(a).state == "cancelled"
+    assert engine.progress(d).text == "queued, 2 before it"
+    engine.start()
+    engine.wait(d, 10)
+    assert [job for job, _ in painter.painted] == [c, b, d]
+    engine.close()
+
+
+def test_a_job_moved_before_another_takes_its_priority(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path, start=False)
+    a, b, c = (engine.submit(TextToImage(prompt=name, seed=1), priority=n).id for n, name in enumerate("abc"))
+    engine.move(a, before=c)
+    assert [job.id for job in engine.jobs(("queued",))] == [a, c, b]
+    assert engine.job(a).priority == 2
+    engine.close()
+
+
+def test_interrupt_keeps_what_is_painted_and_goes_on_with_the_next(
+    gated: tuple[Engine, FakePainter, threading.Semaphore],
+) -> None:
+    engine, _, gate = gated
+    first = engine.submit(TextToImage(prompt="a", seed=1, n_iter=3))
+    second = engine.submit(TextToImage(prompt="b", seed=2))
+    gate.release(STEPS + 1)
+    until(lambda: engine.progress().step == 1 and len(engine.pictures(first.id)) == 1)
+    engine.interrupt()
+    gate.release(100)
+    assert engine.wait(first.id, 5).state == "interrupted"
+    assert [picture.index for picture in engine.pictures(first.id)] == [0]
+    assert engine.wait(second.id, 5).state == "done"
+
+
+def test_skip_leaves_one_batch_out(gated: tuple[Engine, FakePainter, threading.Semaphore]) -> None:
+    engine, _, gate = gated
+    job = engine.submit(TextToImage(prompt="a", seed=1, n_iter=3))
+    gate.release(STEPS + 1)
+    until(lambda: engine.progress().step == 1 and len(engine.pictures(job.id)) == 1)
+    engine.skip()
+    gate.release(100)
+    done = engine.wait(job.id, 5)
+    assert done.state == "done"
+    assert done.skipped == (1,)
+    assert [picture.index for picture in engine.pictures(job.id)] == [0, 2]
+
+
+def test_pause_and_resume(gated: tuple[Engine, FakePainter, threading.Semaphore]) -> None:
+    engine, painter, gate = gated
+    job = engine.submit(TextToImage(prompt="a", seed=1))
+    gate.release(1)
+    until(lambda: engine.progress().step == 1)
+    engine.pause()
+    gate.release(100)
+    assert engine.wait(job.id, 0.2).state == "running"
+    assert engine.progress().text == "paused"
+    assert painter.painted == []
+    engine.resume()
+    assert engine.wait(job.id, 5).state == "done"
+
+
+def test_progress_counts_over_the_whole_job(gated: tuple[Engine, FakePainter, threading.Semaphore]) -> None:
+    engine, _, gate = gated
+    assert engine.progress().job is None
+    job = engine.submit(TextToImage(prompt="a", seed=1, n_iter=2))
+    gate.release(STEPS + 2)
+    until(lambda: engine.progress().step == 2 and engine.progress().picture == 1)
+    progress = engine.progress(job.id)
+    assert progress.share == pytest.approx((1 + 2 / STEPS) / 2)
+    assert progress.left is not None
+    assert progress.preview is not None
+    assert progress.preview.size == (8, 8)
+
+
+def test_events_tell_of_a_job_from_the_queue_to_its_end(studio: tuple[Engine, FakePainter]) -> None:
+    engine, _ = studio
+    names = []
+    with engine.listen() as events:
+        job = engine.submit(TextToImage(prompt="a", seed=1))
+        for event in events:
+            assert event is not None
+            names.append(event.name)
+            if event.name == "ended":
+                break
+    assert event.job == job.id
+    assert event.data["state"] == "done"
+    assert [name for name in names if name != "progress"] == ["queued", "started", "picture", "ended"]
+    assert names.count("progress") == STEPS
+
+
+def test_a_job_that_fails_says_why_and_the_next_one_is_painted(studio: tuple[Engine, FakePainter]) -> None:
+    engine, painter = studio
+    painter.error = DanqingError("lora 'x' is unknown")
+    failed = engine.wait(engine.submit(TextToImage(prompt="a", seed=1)).id, 5)
+    assert (failed.state, failed.error) == ("failed", "lora 'x' is unknown")
+    painter.error = ZeroDivisionError("oops")
+    failed = engine.wait(engine.submit(TextToImage(prompt="a", seed=1)).id, 5)
+    assert failed.state == "failed"
+    assert "ZeroDivisionError" in (failed.error or "")
+    painter.error = None
+    assert engine.wait(engine.submit(TextToImage(prompt="a", seed=1)).id, 5).state == "done"
+
+
+def test_a_closed_studio_goes_on_where_it_was(tmp_path: Path) -> None:
+    gate = threading.Semaphore(0)
+    engine, painter = fake_studio(tmp_path, gate=gate)
+    job = engine.submit(TextToImage(prompt="a", seed=1, n_iter=3))
+    gate.release(STEPS + 1)
+    until(lambda: engine.progress().step == 1 and len(engine.pictures(job.id)) == 1)
+    gate.release(1)
+    engine.close()
+    again, painter = fake_studio(tmp_path)
+    assert again.wait(job.id, 5).state == "done"
+    assert [index for _, index in painter.painted] == [1, 2]
+    assert [picture.index for picture in again.pictures(job.id)] == [0, 1, 2]
+    again.close()
+
+
+def test_after_a_crash_running_jobs_wait_again_and_files_without_a_row_go(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path, start=False)
+    job = engine.submit(TextToImage(prompt="a", seed=1))
+    assert engine.store.start_next() is not None  # and then the process is killed
+    engine.close()
+    day = time.strftime("%Y-%m-%d", time.gmtime(job.created))
+    folder = tmp_path / "pictures" / day
+    folder.mkdir(parents=True)
+    (folder / f"{job.id}-0000.png").write_bytes(b"half a picture")
+    (folder / ".0123.part").write_bytes(b"half a picture")
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / f"{'0' * 64}.png").write_bytes(b"of no job")
+    again, painter = fake_studio(tmp_path, start=False)
+    assert again.job(job.id).state == "queued"
+    assert list(folder.iterdir()) == []
+    assert list((tmp_path / "inputs").iterdir()) == []
+    again.start()
+    assert again.wait(job.id, 5).state == "done"
+    assert len(painter.painted) == 1
+    again.close()
+
+
+def test_one_folder_has_one_studio(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path)
+    with pytest.raises(DanqingError, match="another studio"):
+        fake_studio(tmp_path)
+    engine.close()
+
+
+def test_too_many_waiting_jobs_are_refused(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path, start=False, rules=Rules(waiting=2))
+    engine.submit(TextToImage(prompt="a"))
+    engine.submit(TextToImage(prompt="a"))
+    with pytest.raises(QueueFull, match="2 jobs wait already"):
+        engine.submit(TextToImage(prompt="a"))
+    engine.close()
+
+
+def test_pictures_of_a_request_become_files(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path)
+    image = Image.new("RGB", (20, 10), "red")
+    job = engine.submit(ImageToImage(image=image, prompt="a", seed=1))
+    source = job.request["image"]
+    assert source.startswith("inputs/")
+    with Image.open(tmp_path / source) as kept:
+        assert kept.size == (20, 10)
+    assert engine.wait(job.id, 5).state == "done"
+    first = engine.pictures(job.id)[0]
+    again = engine.submit(ImageToImage(image=f"picture:{first.id}", prompt="a", seed=1))
+    assert again.request["image"] == first.path
+    assert engine.wait(again.id, 5).state == "done"
+    more = engine.submit(ImageToImage(image=source, prompt="a", seed=1))
+    assert engine.wait(more.id, 5).state == "done"
+    engine.close()
+
+
+def test_what_is_deleted_can_come_back_until_it_is_purged(studio: tuple[Engine, FakePainter]) -> None:
+    engine, _ = studio
+    job = engine.submit(TextToImage(prompt="a", seed=1))
+    engine.wait(job.id, 5)
+    picture = engine.pictures(job.id)[0]
+    engine.store.set_picture(picture.id, deleted=True)
+    assert engine.purge(time.time() - 3600) == 0
+    assert engine.path(picture).exists()
+    assert engine.purge(time.time() + 1) == 1
+    assert not engine.path(picture).exists()
+    assert engine.pictures(job.id) == ()
+
+
+def test_a_store_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(DanqingError, match="the database cannot be opened"):
+        Store(f"sqlite:///{tmp_path / 'x.db'}")
