@@ -21,7 +21,7 @@ from danqing.pipeline.models import Say, print_note
 from danqing.pipeline.paint import Progress
 from danqing.pipeline.picture import Picture, grid
 from danqing.pipeline.series import Load, check_files, paint_all
-from danqing.prompts.lines import parse_lines, read_lines
+from danqing.prompts.lines import read_lines
 from danqing.requests import MAX_SEED, Painting, read
 
 Place = tuple[int, int, int]
@@ -181,30 +181,15 @@ def from_file(
     Seeds that are unset are drawn for each line; with `iterate_seeds` they count on from line to line.
     Raises DanqingError with the line's number for what is wrong in it.
     """
-    rows, notes = read_lines(path, _settable(request))
+    rows, notes = read_lines(path, settable(type(request)))
     for note in notes:
         say(note)
     return from_rows(request, rows, iterate_seeds=iterate_seeds, settings=settings)
 
 
-def from_text(
-    request: Painting,
-    text: str,
-    name: str,
-    *,
-    iterate_seeds: bool = False,
-    say: Say = print_note,
-    settings: Settings | None = None,
-) -> Plot:
-    """The same of a text at hand, which errors call `name`."""
-    rows, notes = parse_lines(text, _settable(request), name)
-    for note in notes:
-        say(note)
-    return from_rows(request, rows, iterate_seeds=iterate_seeds, settings=settings)
-
-
-def _settable(request: Painting) -> list[str]:
-    return [name for name in type(request).model_fields if name != "template"]
+def settable(kind: type[Painting]) -> list[str]:
+    """The fields that a line of prompts may set."""
+    return [name for name in kind.model_fields if name != "template"]
 
 
 def from_rows(
