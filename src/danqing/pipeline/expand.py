@@ -91,7 +91,7 @@ def _drawn(request: Painting, key: str, folders: Sequence[Path]) -> dict[str, st
 def _random(request: Asked, folders: Sequence[Path]) -> Iterator[Asked]:
     first = fix_seeds(request).model_copy(update={"batch_size": 1, "n_iter": 1})
     for index in range(request.batch_size * request.n_iter):
-        single = _counted(first, index)
+        single = counted(first, index)
         key = f"{single.seed} {single.subseed if single.subseed_strength else 0}"
         yield single.model_copy(update=_drawn(single, key, folders))
 
@@ -106,7 +106,7 @@ def _all(request: Asked, folders: Sequence[Path]) -> Iterator[Asked]:
     first = fix_seeds(request)
     each_paints = request.batch_size * request.n_iter
     for index, written in enumerate(combinations):
-        yield _counted(first, index * each_paints).model_copy(update=written)
+        yield counted(first, index * each_paints).model_copy(update=written)
 
 
 def fix_seeds(request: Asked) -> Asked:
@@ -117,7 +117,7 @@ def fix_seeds(request: Asked) -> Asked:
     return request.model_copy(update=changes)
 
 
-def _counted(request: Asked, index: int) -> Asked:
+def counted(request: Asked, index: int) -> Asked:
     """The request that begins at picture `index` of one with fixed seeds, counted as `ResolvedRequest.picture` does."""
     name = "subseed" if request.subseed_strength else "seed"
     seed = (getattr(request, name) or 0) + index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -107,6 +107,13 @@ def pictures_in(sources: Iterable[Path]) -> list[Path]:
     return found
 
 
+def postprocessed(texts: Mapping[str, str], request: Upscale, before: Image.Image, after: Image.Image) -> str:
+    """The infotext of a picture that was made larger: its own, with AUTOMATIC1111's two words on what was done since."""
+    done = f"Postprocess upscale by: {after.width / before.width:g}, Postprocess upscaler: {request.upscaler}"
+    old = texts.get("parameters", "").rstrip()
+    return f"{old}, {done}" if old else done
+
+
 def enhance_file(
     source: Path, target: Path, enhance: Enhance, request: Upscale, shown: Shown, metadata: bool = True
 ) -> None:
@@ -118,11 +125,7 @@ def enhance_file(
     opened = read_picture(source)
     upright = ImageOps.exif_transpose(opened.image)
     image = enhance(upright, shown)
-    text = None
-    if metadata:
-        done = f"Postprocess upscale by: {image.width / upright.width:g}, Postprocess upscaler: {request.upscaler}"
-        before = opened.texts.get("parameters", "").rstrip()
-        text = f"{before}, {done}" if before else done
+    text = postprocessed(opened.texts, request, upright, image) if metadata else None
     if target.suffix.lower() in (".jpg", ".jpeg") and "A" in image.mode:
         raise DanqingError(f"{target}: JPEG has no transparency, but the picture has; write a .png or .webp")
     save(image, target, text, None)

@@ -6,6 +6,7 @@ them and send them back.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -176,7 +177,18 @@ def check(values: Mapping[str, Any], current: Mapping[str, Any]) -> Fields:
     return checked
 
 
+def plain_json(value: Any) -> bool:
+    """Whether every reader of JSON takes it: no NaN or infinity, and text that is Unicode."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
+
+
 def _typed(name: str, value: Any, default: Any) -> Any:
+    if not plain_json(value):
+        raise DanqingError(f"{name}: numbers should be finite, and text valid Unicode")
     kind = type(default)
     if default is None or (value is None and isinstance(default, str)):
         fits = value is None or isinstance(value, str)

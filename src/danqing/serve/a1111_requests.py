@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,7 @@ def _common(
         fields.pop("scheduler", None)
     _check_sampling(fields.get("sampler_name"), fields.get("scheduler"))
     if body.styles:
+        check_styles(body.styles)
         fields["styles"] = [style for style in body.styles if style and style != "None"]
     if body.tiling is not None:
         fields["tiling"] = "both" if body.tiling else "none"
@@ -186,6 +187,13 @@ def _told(body: Painted, kind: type[Painting], settings: Settings, notes: list[s
         except DanqingError as error:
             notes.append(f"infotext: {error}")
     return fields
+
+
+def check_styles(names: Iterable[str]) -> None:
+    """Raises HTTPException for a style by its file, `FILE.csv:NAME`: requests name styles, never files."""
+    for name in names:
+        if re.search(r"\.(csv|json)\s*:", name, re.IGNORECASE):
+            raise HTTPException(400, f"styles: {quoted(name)} names a file; give a style's name")
 
 
 def _check_sampling(sampler: str | None, scheduler: str | None) -> None:

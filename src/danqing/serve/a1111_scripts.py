@@ -9,17 +9,23 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import HTTPException
 
 from danqing.library.settings import Settings
+from danqing.pipeline.axes import LABELS
 from danqing.pipeline.expand import fix_seeds
-from danqing.pipeline.plot import Plot, from_text, matrix, xyz
+from danqing.pipeline.plot import Plot, from_rows, matrix, settable, xyz
 from danqing.pipeline.upscale import upscaler_names
+from danqing.prompts.lines import parse_lines
+from danqing.prompts.values import split_csv
 from danqing.requests import ImageToImage, Inpaint, Outpaint, Painting, TextToImage, read
 from danqing.serve.a1111_controlnet import Opened, units
 from danqing.serve.a1111_options import Fields
+from danqing.serve.a1111_requests import check_styles
+from danqing.serve.accept import FILES, check_name, model_roots
 from danqing.vocabulary import quoted
 
 Values = Mapping[str, Any]
@@ -186,7 +192,7 @@ def _adetailer(work: Work, values: Values) -> None:
             continue
         if unit.get("ad_model") in (None, "", "None"):
             continue
-        fields: Fields = {"detector": unit["ad_model"]}
+        fields: Fields = {"detector": _detector(str(unit["ad_model"]), work.settings)}
         fields |= {to: unit[name] for name, to in _DETAILED.items() if name in unit}
         if "largest" in fields:
             fields["largest"] = int(fields["largest"])
@@ -203,6 +209,17 @@ def _adetailer(work: Work, values: Values) -> None:
             if name not in _DETAILER_QUIET and value != default:
                 work.notes.append(f"ADetailer: {name} has no counterpart here and is left out")
         work.fields["detailers"] = [*work.fields.get("detailers", ()), fields]
+
+
+def _detector(name: str, settings: Settings) -> str:
+    """The ONNX file of that name, whatever its suffix is called, in a folder `adetailer` or `detectors` of the models."""
+    stem = PurePath(name).stem
+    for root in (settings.models_dir, *settings.folders):
+        for folder in ("adetailer", "detectors", "models/adetailer"):
+            path = root / folder / f"{stem}.onnx"
+            if path.is_file():
+                return str(path)
+    raise HTTPException(422, f"ADetailer: no {quoted(stem + '.onnx')} in a folder adetailer of the model folders")
 
 
 _UNUSED = ("_cfg_scale", "_checkpoint", "_vae", "_sampler", "_scheduler", "_noise_multiplier", "_clip_skip", "_module",
@@ -362,6 +379,7 @@ def _xyz(request: Painting, values: Values, settings: Settings, notes: list[str]
         chosen, text = values[f"{letter} values dropdown"], values[f"{letter} values"]
         if isinstance(chosen, list) and chosen and not (text and values["Use text inputs instead of dropdowns"]):
             text = _csv(chosen)
+        _check_axis(title, str(text or ""), settings)
         specs.append("" if title == "Nothing" else f"{title}={text or ''}")
     vary = "".join(letter for letter in "xyz" if values[f"Vary seeds for {letter.upper()}"])
     plot = xyz(
@@ -374,6 +392,15 @@ def _xyz(request: Painting, values: Values, settings: Settings, notes: list[str]
         sub_grids=bool(values["Include Sub Grids"]),
         lone=bool(values["Include Sub Images"]),
     )
+
+
+def _check_axis(title: str, text: str, settings: Settings) -> None:
+    """Values that name files name those of the model folders. Raises DanqingError for a path out of them."""
+    if title == "Styles":
+        check_styles(split_csv(text))
+    elif LABELS.get(title, title) in FILES:
+        for name in split_csv(text):
+            check_name(name, title, model_roots(settings))
 
 
 def _csv(values: Sequence[Any]) -> str:
@@ -398,15 +425,16 @@ def _from_text(request: Painting, values: Values, settings: Settings, notes: lis
     where, text = values["Insert prompts at the"], values["List of prompt inputs"]
     if text == "" and where not in ("start", "end"):  # before 1.9 the list was the third argument
         where, text = "start", where
+    rows, left_out = parse_lines(str(text), settable(type(request)), "List of prompt inputs")
+    notes += left_out
+    roots = model_roots(settings)
+    for row in rows:
+        for name in row.keys() & FILES:
+            check_name(str(row[name]), name, roots)
+        check_styles(row.get("styles", ()))
     fixed = fix_seeds(request) if values["Use same random seed for all lines"] else request
-    plot = from_text(
-        fixed,
-        str(text),
-        "List of prompt inputs",
-        iterate_seeds=bool(values["Iterate seed every line"]),
-        say=notes.append,
-        settings=settings,
-    )
+    iterates = bool(values["Iterate seed every line"])
+    plot = from_rows(fixed, rows, iterate_seeds=iterates, settings=settings)
     if not request.prompt:
         return Layout(plot, sheet=False)
 

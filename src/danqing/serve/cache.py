@@ -14,6 +14,8 @@ from danqing.library.names import find
 from danqing.library.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from danqing.families import Model
     from danqing.prompts.encode import Cache
 
@@ -30,6 +32,8 @@ class Held:
     """Bytes of its weights."""
     prompts: Cache = field(default_factory=dict)
     """Encoded prompts, which go with it."""
+    colours: Tensor | None = None
+    """What previews are made by (`serve.preview`), once that is known."""
 
 
 class ModelCache:
@@ -50,7 +54,7 @@ class ModelCache:
         """
         self.budget = budget
         self.settings = settings or load_settings()
-        self._device, self._dtype, self._load = device, dtype, load
+        self.device, self.dtype, self._load = device, dtype, load
         self._held: OrderedDict[Key, Held] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -109,7 +113,7 @@ class ModelCache:
         if self._load is not None:
             model = self._load(name, vae)
         else:
-            model = load(name, vae=vae, device=self._device, dtype=self._dtype, settings=self.settings)
+            model = load(name, vae=vae, device=self.device, dtype=self.dtype, settings=self.settings)
         networks = [model.denoiser, model.autoencoder, *model.text_encoders.values()]
         return Held(model, weight_bytes(*networks))
 

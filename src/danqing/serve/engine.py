@@ -343,6 +343,8 @@ class Engine:
             state, error = "failed", f"an error of Danqing's own: {type(problem).__name__}: {problem}"
         if self.store.job(job.id).state == "running":
             self.store.record(job.id, notes=notes, state=state, error=error)
+        if state != "queued":
+            self._forget_steps(job.id)
         with self._bell:
             self._current = self._tick = self._order = None
             self._bell.notify_all()
@@ -417,6 +419,11 @@ class Engine:
         _sync(self.folder / path)
         return _described(job.kind, finished, path, record)
 
+    def _forget_steps(self, job: str) -> None:
+        """What was kept to go on with a job's pictures after a crash (`serve.memo`)."""
+        for file in (self.folder / "resume").glob(f"{job}.*"):
+            file.unlink(missing_ok=True)
+
     def _command(self, order: Literal["interrupt", "skip", "cancel"], identity: str | None) -> None:
         with self._bell:
             if self._current is not None and identity in (None, self._current.id) and self._order != "stop":
@@ -457,6 +464,10 @@ class Engine:
                 if str(file.relative_to(self.folder)) not in known:
                     file.unlink(missing_ok=True)
             log.info("job %s was running when the server ended; it goes on", job.id)
+        waiting = {job.id for job in self.store.jobs(("queued",), limit=100_000)}
+        for file in (self.folder / "resume").glob("*"):
+            if file.name.partition(".")[0] not in waiting:
+                file.unlink(missing_ok=True)
         used = self.store.inputs()
         for file in (self.folder / "inputs").glob("*"):
             if file.name not in used:

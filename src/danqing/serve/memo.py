@@ -1,0 +1,114 @@
+"""What the network said so far of a picture, on disk: after a crash the sampler hears it again, and goes on.
+
+A sampler's noise is addressed and its sums are the same each time, so that a run that begins anew and is told the same
+predictions comes to the same latents, bit for bit, whichever sampler it is and however many passes a painting has. The
+network, which takes nearly all the time, is not asked again. An entry is found by the hash of all that the prediction
+depends on; what does not fit is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from danqing.sampling.types import At, Denoise, Prediction
+
+_HEAD = struct.Struct("<32sII")
+"""An entry: SHA-256 of what was asked, length and CRC-32 of what follows, a safetensors file."""
+_MOST = 1 << 28
+EVERY = 2.0
+"""Seconds between writes; what a short painting says is never written."""
+
+
+class Memo:
+    """The predictions of one run of a painting."""
+
+    def __init__(self, path: Path, salt: str, every: float = EVERY) -> None:
+        """Read what is there. `salt` says all that a prediction depends on besides latents and level."""
+        self.path, self.every = path, every
+        self.replayed = 0
+        """Predictions that were told again."""
+        self._salt = hashlib.sha256(salt.encode()).digest()
+        self._known = dict(_entries(path))
+        self._waiting: list[bytes] = []
+        self._written = time.monotonic()
+
+    def wrap(self, denoise: Denoise) -> Denoise:
+        """The denoiser, which is asked only what is not known."""
+
+        def remembered(latents: Tensor, at: At) -> Prediction:
+            key = self._key(latents, at)
+            if key in self._known:
+                tensors = load(self._known.pop(key))
+                self.replayed += 1
+                return Prediction(**{name: tensor.to(latents.device) for name, tensor in tensors.items()})
+            prediction = denoise(latents, at)
+            self._keep(key, prediction)
+            return prediction
+
+        return remembered
+
+    def flush(self) -> None:
+        """Write what waits. A full disk costs the memory of these steps, not the picture."""
+        entries, self._waiting = self._waiting, []
+        self._written = time.monotonic()
+        if not entries:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(b"".join(entries))
+        except OSError:
+            self.path.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """The pictures are in the gallery: none of this is needed any more."""
+        self._known.clear()
+        self._waiting.clear()
+        self._written = time.monotonic()
+        self.path.unlink(missing_ok=True)
+
+    def _key(self, latents: Tensor, at: At) -> bytes:
+        digest = hashlib.sha256(self._salt)
+        digest.update(struct.pack("<dd", at.sigma, at.step) + repr(tuple(latents.shape)).encode())
+        digest.update(latents.detach().float().contiguous().cpu().numpy().tobytes())
+        return digest.digest()
+
+    def _keep(self, key: bytes, prediction: Prediction) -> None:
+        named = {name: getattr(prediction, name) for name in ("clean", "unconditional", "conditional")}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in named.items() if value is not None}
+        # one tensor under two names would be one file's tensor twice
+        body = save({name: value.clone() for name, value in tensors.items()})
+        self._waiting.append(_HEAD.pack(key, len(body), zlib.crc32(body)) + body)
+        if time.monotonic() - self._written >= self.every:
+            self.flush()
+
+
+def _entries(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """(key, safetensors) of each whole entry; a torn end, or anything else, is left out from there on."""
+    try:
+        data = path.read_bytes() if path.stat().st_size <= _MOST else b""
+    except OSError:
+        return
+    place = 0
+    while place + _HEAD.size <= len(data):
+        key, length, check = _HEAD.unpack_from(data, place)
+        body = data[place + _HEAD.size : place + _HEAD.size + length]
+        place += _HEAD.size + length
+        if len(body) < length or zlib.crc32(body) != check:
+            return
+        try:
+            if not all(torch.isfinite(tensor).all() for tensor in load(body).values()):
+                return
+        except SafetensorError:
+            return
+        yield key, body

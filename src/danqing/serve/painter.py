@@ -1,0 +1,198 @@
+"""How the engine's jobs are painted by the pipeline."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from danqing.families import Model
+from danqing.metadata.files import read_picture
+from danqing.metadata.infotext import infotext
+from danqing.pipeline.expand import counted
+from danqing.pipeline.extras import Enhance, enhancer, postprocessed
+from danqing.pipeline.models import Say
+from danqing.pipeline.paint import stream
+from danqing.pipeline.picture import platform_of
+from danqing.requests import Painting, Upscale
+from danqing.serve.accept import read_part
+from danqing.serve.cache import Held, ModelCache
+from danqing.serve.memo import Memo
+from danqing.serve.preview import colours, preview
+from danqing.serve.store import Job
+from danqing.serve.work import Enlarge, Finished, Paint, Tick
+
+PROMPTS = 512
+"""Encoded prompts that a model keeps, about, before it begins anew."""
+
+
+def painter(models: ModelCache, folder: Path) -> Paint:
+    """Paints jobs with the models of a cache; `folder` is the studio's data folder."""
+
+    def paint(job: Job, have: frozenset[int], note: Say) -> Iterator[Tick]:
+        offset = 0
+        for number, fields in enumerate(job.parts):
+            request = read_part(job.kind, fields, folder)
+            if isinstance(request, Enlarge):
+                yield from _enlarged(request, have, note, models)
+                return
+            assert isinstance(request, Painting)
+            count = request.batch_size * request.n_iter
+            here = frozenset(index - offset for index in have if offset <= index < offset + count)
+            memo = folder / "resume" / f"{job.id}.{number}"
+            for tick in _part(request, here, note, models, memo):
+                yield _moved(tick, offset)
+            offset += count
+
+    return paint
+
+
+def missing(size: int, batches: int, have: frozenset[int]) -> Iterator[tuple[int, int, int]]:
+    """(first picture, batch size, batches) of each run of batches that is to be painted.
+
+    Of a batch that is there in part the missing pictures are painted alone: a picture is the same in any batch.
+    """
+    total, index = size * batches, 0
+    while index < total:
+        if index in have:
+            index += 1
+            continue
+        end = index
+        while end < total and end not in have:
+            end += 1
+        whole = (end - index) // size if index % size == 0 else 0
+        if whole:
+            yield index, size, whole
+            index += whole * size
+        else:
+            alone = min(end, (index // size + 1) * size)
+            yield index, 1, alone - index
+            index = alone
+
+
+def _part(request: Painting, have: frozenset[int], note: Say, models: ModelCache, memo: Path) -> Iterator[Tick]:
+    """Paint what is missing of one request; indices are within it."""
+    runs = list(missing(request.batch_size, request.n_iter, have))
+    if not runs:
+        return
+    held = models.get(request.model, request.vae)
+    others = {name: models.get(name).model for name in _further(request)}
+    factors = _colours(held)
+    if len(held.prompts) > PROMPTS:
+        held.prompts.clear()
+    steps = Memo(memo, _salt(request, held.model))
+    for first, size, batches in runs:
+        asked = counted(request, first).model_copy(update={"batch_size": size, "n_iter": batches})
+        events = stream(asked, held.model, say=note, wrap=steps.wrap, cache=held.prompts, models=others)
+        try:
+            with closing(events):
+                for event in events:
+                    each = size * batches // event.batches
+                    start = first + event.batch * each
+                    finished = tuple(
+                        Finished(start + index, picture.image, (record := picture.record), infotext(record))
+                        for index, picture in enumerate(event.pictures)
+                    )
+                    shown = partial(preview, event.clean, factors)
+                    yield Tick(start, each, event.step, event.steps, shown, finished)
+                    if finished:  # the engine has put them into the gallery
+                        steps.forget()
+        finally:
+            steps.flush()
+
+
+def _further(request: Painting) -> Iterator[str]:
+    """The names of the other checkpoints that take part."""
+    if request.refiner_checkpoint is not None:
+        yield request.refiner_checkpoint
+    name = getattr(request, "hr_checkpoint_name", None)
+    if name is not None and getattr(request, "enable_hr", False):
+        yield name
+
+
+def _colours(held: Held) -> Tensor:
+    if held.colours is None:
+        held.colours = colours(held.model.autoencoder)
+    return held.colours
+
+
+def _salt(request: Painting, model: Model) -> str:
+    """What predictions depend on besides latents and level: the request, the files, the machine's arithmetic.
+
+    Which of the request's pictures they are of is in the latents.
+    """
+    files = [Path(path) for path in (model.path, model.vae_path) if path]
+    stamps = [(str(file), file.stat().st_mtime_ns) for file in files if file.exists()]
+    fields = request.model_dump(mode="json", exclude={"batch_size", "n_iter"})
+    return json.dumps([fields, model.name, stamps, platform_of(model).model_dump()], sort_keys=True)
+
+
+def _moved(tick: Tick, offset: int) -> Tick:
+    """The tick with its indices counted over the whole job."""
+    finished = tuple(Finished(each.index + offset, each.image, each.record, each.infotext) for each in tick.finished)
+    return Tick(tick.first + offset, tick.count, tick.step, tick.steps, tick.preview, finished)
+
+
+def _enlarged(request: Enlarge, have: frozenset[int], note: Say, models: ModelCache) -> Iterator[Tick]:
+    """Enlarge what is missing of the pictures, a tick for each tile."""
+    asked = Upscale.model_validate(request.model_dump(exclude={"images"}, exclude_unset=True))
+    enhance = enhancer(asked, device=models.device, dtype=models.dtype, say=note, settings=models.settings)
+    for index, source in enumerate(request.images):
+        if index in have:
+            continue
+        opened = read_picture(Path(str(source)))
+        upright = ImageOps.exif_transpose(opened.image)
+        with closing(_tiles(enhance, upright)) as tiles:
+            steps = 1
+            while True:
+                try:
+                    done, steps = next(tiles)
+                except StopIteration as end:
+                    image: Image.Image = end.value
+                    break
+                if done < steps:
+                    yield Tick(index, 1, done, steps)
+        text = postprocessed(opened.texts, asked, upright, image)
+        yield Tick(index, 1, steps, steps, finished=(Finished(index, image, infotext=text),))
+
+
+class _Stopped(Exception):
+    """Nobody waits for the picture any more."""
+
+
+def _tiles(enhance: Enhance, image: Image.Image) -> Generator[tuple[int, int], None, Image.Image]:
+    """`enhance(image)`, which runs beside, as a generator of (tiles done, tiles); closing it ends that after a tile."""
+    told: queue.SimpleQueue[tuple[int, int] | Image.Image | BaseException] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def shown(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise _Stopped
+        told.put((done, total))
+
+    def work() -> None:
+        try:
+            told.put(enhance(image, shown))
+        except BaseException as error:
+            told.put(error)
+
+    thread = threading.Thread(target=work, name="danqing-upscaler", daemon=True)
+    thread.start()
+    try:
+        while True:
+            news = told.get()
+            if isinstance(news, BaseException):
+                raise news
+            if isinstance(news, Image.Image):
+                return news
+            yield news
+    finally:
+        stopped.set()
+        thread.join()
