@@ -106,6 +106,26 @@ def test_masks_and_tiles(tiny: Model, network: Path) -> None:
     assert apart(painted(tiny, tiles), painted(tiny, tiles, controls="edges.safetensors,,canny,2")) > 3
 
 
+def test_where_only_the_masked_part_is_painted_its_part_is_shown(tiny: Model, network: Path) -> None:
+    mask = Image.new("L", (80, 64))
+    ImageDraw.Draw(mask).rectangle((16, 8, 47, 39), fill=255)
+    inside, outside = photograph(), photograph()
+    ImageDraw.Draw(inside).rectangle((20, 12, 40, 36), fill=(0, 255, 0))
+    ImageDraw.Draw(outside).rectangle((52, 0, 79, 63), fill=(0, 255, 0))
+    inside.save("inside.png")
+    outside.save("outside.png")
+    request = Inpaint(
+        prompt="a cat", image="photo.png", mask=mask, mask_blur=0, inpaint_full_res=True, inpaint_full_res_padding=0,
+        denoising_strength=1.0, **QUICK,
+    )  # fmt: skip
+    own, off, there = (
+        painted(tiny, request, controls=f"edges.safetensors,{name}.png,none,2")
+        for name in ("photo", "outside", "inside")
+    )
+    assert apart(own, off) == 0
+    assert apart(own, there) > 3
+
+
 def test_hires_fix_and_tiled_diffusion(tiny: Model, network: Path) -> None:
     more: list[dict[str, Any]] = [{"enable_hr": True, "hr_scale": 1.5}, {"tiled_diffusion": "8,8,2,2"}]
     for fields in more:

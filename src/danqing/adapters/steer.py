@@ -13,6 +13,7 @@ from danqing.adapters.control import Unit, control_source, fitted, with_controls
 from danqing.adapters.identity import Identity
 from danqing.adapters.image_prompt import PicturePrompt, Shown, prompt_source, shown
 from danqing.adapters.reference import ReferencePicture, reference_source, references
+from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.models.conditioning import Conditioning, Mapped
 from danqing.sampling.predict import PatchSource
@@ -22,17 +23,21 @@ Steering = Unit | PicturePrompt | ReferencePicture | Identity
 Branches = tuple[Conditioning, ...]
 
 
-def part_of(unit: Steering, size: tuple[int, int], box: tuple[int, int, int, int]) -> Steering:
-    """The unit for a part of the picture: `box` = (left, upper, right, lower) of a picture of `size` = (width, height).
+def parts_of(units: Sequence[Steering], size: tuple[int, int], box: tuple[int, int, int, int]) -> tuple[Steering, ...]:
+    """The units for a part of the picture: `box` = (left, upper, right, lower) of a picture of `size` = (width, height).
 
-    A ControlNet is shown its part, a mask is cut; pictures that are prompts stay whole.
+    A ControlNet is shown its part, and listens to the same picture prompt as before; a mask is cut; pictures that are
+    prompts stay whole.
     """
-    if isinstance(unit, Unit):
-        return control.part_of(unit, size, box)
-    if isinstance(unit, PicturePrompt) and unit.mask is not None:
-        left, upper, right, lower = box
-        return replace(unit, mask=fitted(unit.mask, *size, "stretch")[..., upper:lower, left:right])
-    return unit
+    left, upper, right, lower = box
+    cut: dict[object, Steering] = {}
+    for unit in units:
+        if isinstance(unit, PicturePrompt) and unit.mask is not None:
+            cut[unit] = replace(unit, mask=fitted(unit.mask, *size, "stretch")[..., upper:lower, left:right])
+    for unit in units:
+        if isinstance(unit, Unit):
+            cut[unit] = replace(control.part_of(unit, size, box), listens=cut.get(unit.listens, unit.listens))
+    return tuple(cut.get(unit, unit) for unit in units)
 
 
 def steered(
@@ -47,6 +52,7 @@ def steered(
 
     `encode` makes latents of pixels (1, 3, H, W) in [-1, 1]. Picture prompts' tokens stand one after another in
     `image_tokens`. A ControlNet that listens to a picture prompt is told where its tokens are.
+    Raises DanqingError for one that listens to a prompt that is not among the units.
     """
     prompts = [unit for unit in units if isinstance(unit, PicturePrompt)]
     placed: list[Shown] = []
@@ -65,6 +71,8 @@ def steered(
     for unit in units:
         if isinstance(unit, Unit):
             heard = next((each for each in placed if each.prompt is unit.listens), None)
+            if heard is None and unit.listens is not None:
+                raise DanqingError("control: listens to a picture prompt that is not among the units; give it too")
             told = None if heard is None else (heard.first, heard.count)
             nets.append(replace(control.control(unit, *cells, cell), told=told))
     return with_controls(positive, nets, True), with_controls(negative, nets, False)

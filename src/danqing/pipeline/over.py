@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from danqing.adapters.steer import part_of
+from danqing.adapters.steer import parts_of
 from danqing.pipeline.canvas import Canvas, canvas_of
 from danqing.pipeline.colors import match_colors
 from danqing.pipeline.images import fit, flatten, mask_pixels, to_pixels
@@ -20,7 +20,7 @@ from danqing.pipeline.masks import latent_mask
 from danqing.pipeline.run import Painter, Run, Studio, prepare
 from danqing.pipeline.soft import overlay
 from danqing.pipeline.start import Start, joined
-from danqing.requests import MAX_SEED, DenoisingCurve, ImageToImage, Inpaint, Masked, ResolvedRequest
+from danqing.requests import MAX_SEED, DenoisingCurve, ImageToImage, Masked, ResolvedRequest
 from danqing.sampling.types import Noise, Step
 
 _CURVES: Mapping[DenoisingCurve, Callable[[float], float]] = {
@@ -49,8 +49,8 @@ def image_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
     source = studio.pictures["image"]
     canvas = canvas_of(source, request, studio)
     controls = studio.controls
-    if isinstance(request, Inpaint) and canvas.crop is not None:
-        controls = tuple(part_of(unit, source.size, canvas.crop) for unit in controls)
+    if canvas.box is not None:
+        controls = parts_of(controls, source.size, canvas.box)
     runs = [
         prepare(
             resolved,

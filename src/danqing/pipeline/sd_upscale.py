@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from danqing.adapters.steer import part_of
+from danqing.adapters.steer import parts_of
 from danqing.errors import DanqingError
 from danqing.pipeline.images import flatten
 from danqing.pipeline.over import image_to_image, later
@@ -47,7 +47,7 @@ def sd_upscaled(resolved: ResolvedRequest, studio: Studio) -> Painter:
     boxes = cuts(large.size, tile, settings.overlap)
 
     def painter(number: int) -> Painter:
-        controls = tuple(part_of(unit, large.size, boxes[number]) for unit in studio.controls)
+        controls = parts_of(studio.controls, large.size, boxes[number])
         shown = {**studio.pictures, "image": parts[number]}
         return image_to_image(alone, replace(studio, pictures=shown, controls=controls))
 
