@@ -16,7 +16,7 @@ from danqing.adapters.control import Unit
 from danqing.adapters.identity import Identity, draw_keypoints, identified, identity, require_trigger, without_trigger
 from danqing.adapters.image_prompt import PicturePrompt, layer_weights, picture_prompt, turned
 from danqing.adapters.reference import ReferencePicture, looking
-from danqing.adapters.steer import part_of, steered, steering_sources
+from danqing.adapters.steer import parts_of, steered, steering_sources
 from danqing.errors import DanqingError
 from danqing.families import SD1, SDXL, At, Model
 from danqing.models.clip_vision import prepare
@@ -198,7 +198,8 @@ def test_when_and_where_it_acts(tiny: Model) -> None:
     assert right.abs().max() > 1e-3
     whole = answers(tiny, [base])[0] - free
     assert not torch.allclose(right, whole, atol=1e-3)
-    assert torch.equal(part_of(replace(base, mask=mask), (64, 64), (32, 0, 64, 64)).mask, torch.ones(1, 1, 64, 32))  # type: ignore[union-attr]
+    (cut,) = parts_of([replace(base, mask=mask)], (64, 64), (32, 0, 64, 64))
+    assert torch.equal(cut.mask, torch.ones(1, 1, 64, 32))  # type: ignore[union-attr]
 
 
 def test_several_pictures(tiny: Model) -> None:
@@ -398,6 +399,18 @@ def test_instantids_network_is_told_the_face_instead_of_the_text(tiny: Model) ->
         assert torch.allclose(side, expected, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_a_network_still_hears_the_face_where_the_picture_is_cut(tiny: Model) -> None:
+    prompt = replace(picture_prompt(network(tiny, "instant"), tiny.family.denoiser, faces=faces(1)), mask=torch.ones(1, 1, 64, 64))  # fmt: skip
+    unit = Unit(from_unet(tiny.denoiser), (torch.rand(1, 3, 64, 64),), listens=prompt)  # type: ignore[arg-type]
+    cut = parts_of((unit, prompt), (64, 64), (0, 0, 32, 64))
+    assert isinstance(cut[0], Unit)
+    assert cut[0].listens is cut[1]
+    sides = steered((text(1),), (), cut, (8, 8), 8, lambda pixels: pixels)
+    assert sides[0][0].controls[-1].told == (0, 5)  # type: ignore[attr-defined]
+    with pytest.raises(DanqingError, match="listens to a picture prompt"):
+        steered((text(1),), (), [unit], (8, 8), 8, lambda pixels: pixels)
+
+
 def test_a_face_is_drawn_by_its_points() -> None:
     points = [(40.0, 50.0), (90.0, 48.0), (64.0, 80.0), (48.0, 100.0), (82.0, 99.0)]
     drawn = draw_keypoints(points, (128, 160))
@@ -409,6 +422,9 @@ def test_a_face_is_drawn_by_its_points() -> None:
     assert isinstance(drawn, Image.Image)
     with pytest.raises(ValueError, match="five points"):
         draw_keypoints(points[:4], (64, 64))
+    for far in ((1e12, 5.0), (5.0, -1.0), (129.0, 5.0)):
+        with pytest.raises(DanqingError, match=r"keypoints: .* outside of the picture of 128x160"):
+            draw_keypoints([far, *points[1:]], (128, 160))
 
 
 def test_settings_of_a_prompt_are_checked(tiny: Model) -> None:

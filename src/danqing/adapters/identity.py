@@ -158,10 +158,16 @@ def draw_keypoints(points: Sequence[tuple[float, float]], size: tuple[int, int])
     """The picture of a face's five points that InstantID's ControlNet is shown, of `size` = (width, height).
 
     `points` in pixels: the eyes, the nose, the corners of the mouth. Each is a disc; a line of 4 pixels, darker, leads from
-    it to the nose. Source: instantX-research/InstantID (`draw_kps`). Raises ValueError unless there are five.
+    it to the nose. Source: instantX-research/InstantID (`draw_kps`). Raises ValueError unless there are five, and
+    DanqingError for one outside of the picture.
     """
     if len(points) != len(_COLORS):
         raise ValueError(f"a face has five points here, not {len(points)}")
+    for x, y in points:
+        if not (0 <= x <= size[0] and 0 <= y <= size[1]):
+            raise DanqingError(
+                f"image_prompts: keypoints: {x:g} {y:g} is outside of the picture of {size[0]}x{size[1]}; give X and Y in it"
+            )
     canvas = np.zeros((size[1], size[0], 3), np.uint8)
     for begin, end in _LIMBS:
         (x0, y0), (x1, y1) = points[begin], points[end]

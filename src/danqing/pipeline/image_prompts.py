@@ -184,17 +184,23 @@ def _prompt(
         return [prompt]
     net = studio.prompters[files[f"{key}.identity_net"]]
     assert isinstance(net, ControlNet)
-    hint = _keypoints(asked, request, pixels if asked.images else [])
+    hint = _keypoints(asked, _canvas_size(request, studio), pixels if asked.images else [])
     return [prompt, Unit(net, (hint,), weight=asked.identity_weight, start=start, end=end, listens=prompt)]
 
 
-def _keypoints(asked: ImagePrompt, request: Painting, pixels: list[Tensor]) -> Tensor:
-    """The face's points as InstantID's network is shown them."""
+def _canvas_size(request: Painting, studio: Studio) -> tuple[int, int]:
+    """(width, height) of the picture in which points are given: the painting, or the whole of which parts are painted."""
+    parts = getattr(request, "inpaint_full_res", False) or getattr(request, "sd_upscale", None) is not None
+    return studio.pictures["image"].size if parts else (request.width or 0, request.height or 0)
+
+
+def _keypoints(asked: ImagePrompt, size: tuple[int, int], pixels: list[Tensor]) -> Tensor:
+    """The face's points as InstantID's network is shown them, in a picture of `size` = (width, height)."""
     if asked.keypoints and pixels:
         raise DanqingError("image_prompts: images has no effect beside keypoints, which are drawn; leave one out")
     if asked.keypoints:
         points = list(zip(asked.keypoints[::2], asked.keypoints[1::2]))
-        return to_hint(draw_keypoints(points, (request.width or 0, request.height or 0)))
+        return to_hint(draw_keypoints(points, size))
     if len(pixels) != 1:
         raise DanqingError("image_prompts: InstantID wants the face's keypoints, or one picture of them")
     return pixels[0]
