@@ -9,7 +9,7 @@ from danqing.adapters.lora import name_of, open_adapter
 from danqing.checkpoints.files import open_file, read_json
 from danqing.errors import DanqingError
 from danqing.families import Model
-from danqing.pipeline.adapters import find_lora, tags
+from danqing.pipeline.adapters import find_lora, tags, wanted
 from danqing.requests import Painting
 
 
@@ -32,14 +32,14 @@ def fast_model(request: Painting, model: Model) -> Known | None:
 
 
 def _loras(request: Painting) -> list[tuple[str, Known | None]]:
-    """The names of the prompt's LoRAs that are there and not at strength 0, and which fast model each is."""
+    """The names of the prompt's LoRAs that are there and change the U-Net, and which fast model each is."""
     out = []
     for tag in tags(request.prompt, request):
-        off = [*tag.positional[1:2], *(tag.named[key] for key in ("te", "unet") if key in tag.named)]
-        if not tag.positional or (off and all(text.strip() in ("0", "0.0") for text in off)):
-            continue
         try:
-            file = open_adapter(find_lora(tag.positional[0]))
+            want = wanted(tag, request.steps or 1, lambda line: None)
+            if not want.name or not want.unet:
+                continue
+            file = open_adapter(find_lora(want.name))
         except DanqingError:
             continue  # said where it is applied
         out.append((name_of(file), lora_known(name_of(file), file.metadata)))
