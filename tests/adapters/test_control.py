@@ -11,7 +11,7 @@ import torch
 from tests.tiny_model import tiny_model
 from torch import Tensor
 
-from danqing.adapters.control import Unit, control, control_source, fitted, layer_weights, with_controls
+from danqing.adapters.control import Unit, control, control_source, fitted, held_steps, layer_weights, with_controls
 from danqing.errors import DanqingError
 from danqing.families import At, Model, Process
 from danqing.models.conditioning import Conditioning
@@ -131,6 +131,8 @@ def test_no_weight_and_no_time_is_the_plain_graph(model: Model, network: Control
 def test_when_a_unit_holds(dialect: Any, start: float, end: float, expected: list[int], network: ControlNet) -> None:
     unit = Unit(network, (hint(),), start=start, end=end)
     assert [step for step in range(10) if unit.holds(At(1.0, step), 10, Process(), dialect)] == expected
+    first, last = held_steps(start, end, [1.0] * 11, Process(), dialect)
+    assert [step for step in range(10) if first <= step < last] == expected
     # an inner evaluation is part of its step
     assert unit.holds(At(1.0, expected[-1] + 0.5), 10, Process(), dialect)
 

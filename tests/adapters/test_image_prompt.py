@@ -328,10 +328,16 @@ def test_photographs_are_merged_into_the_words_vector(tiny: Model, version: int)
 
     prompt = understand("a man, a (man img:1.2) in snow", 8)
     branches = identified(
-        who, prompt, tiny, lambda each: conditionings(tiny, each), steps=8, dialect="danqing", emphasis="original"
+        who,
+        prompt,
+        tiny,
+        lambda each: conditionings(tiny, each),
+        held=(2, math.inf),
+        dialect="danqing",
+        emphasis="original",
     )
     plain = conditionings(tiny, understand("a man, a (man:1.2) in snow", 8))[0]
-    assert [branch.steps for branch in branches] == [(-math.inf, 2.0), (2.0, math.inf)]
+    assert [branch.steps for branch in branches] == [(-math.inf, 2), (2, math.inf)]
     assert torch.equal(branches[0].context, plain.context)
     repeated = conditionings(tiny, understand(f"a man, a ({'man ' * count}:1.2) in snow", 8))[0].context
     expected = repeated.clone()
@@ -352,7 +358,7 @@ def test_a_photomakers_prompt_needs_its_word(tiny: Model) -> None:
     def read(prompt: str) -> Any:
         return identified(
             who, understand(prompt, 4), tiny, lambda each: conditionings(tiny, each),
-            steps=4, dialect="danqing", emphasis="original",
+            held=(-math.inf, math.inf), dialect="danqing", emphasis="original",
         )  # fmt: skip
 
     with pytest.raises(DanqingError, match="trigger word 'img' behind a noun"):

@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 
 import danqing
 from danqing.errors import DanqingError
-from danqing.families import Model
+from danqing.families import At, Model
 from danqing.metadata.infotext import infotext, read_infotext
 from danqing.models.controlnet import from_unet
 from danqing.models.patches import Patches, stacked
 from danqing.pipeline.patching import patch_sources
 from danqing.pipeline.replay import replay
+from danqing.pipeline.resolve import resolve
+from danqing.pipeline.run import prepare
 from danqing.requests import (
     FreeU,
     HyperTile,
@@ -121,8 +123,9 @@ def test_a_lora_of_few_steps_brings_its_settings(tiny: Model, folder: Path) -> N
     assert "cfg_scale: 7 ruins the pictures of an LCM-LoRA; it takes 1 to 2" in lines
     off, _ = resolved("a cat <lora:lcm-lora-ink>", fast="none", steps=1)
     assert (off.sampler_name, off.cfg_scale, off.fast) == ("DPM++ 2M", 7, "none")
-    zero, _ = resolved("a cat <lora:lcm-lora-ink:0>", steps=1)
-    assert zero.fast is None
+    for weights, fast in (("0", None), ("0.00", None), ("1:0", None), ("0:1", "lcm-lora"), ("0:unet=1", "lcm-lora")):
+        found, _ = resolved(f"a cat <lora:lcm-lora-ink:{weights}>", steps=1)
+        assert found.fast == fast, weights
     chosen, _ = resolved("a cat", fast="tcd", steps=1)
     assert (chosen.sampler_name, chosen.eta, chosen.cfg_scale) == ("TCD", 0.3, 1)
     first, _ = resolved("a cat", fast="hyper-1step")
@@ -163,6 +166,27 @@ def test_half_precision(tiny_bf16: Model) -> None:
     whole = painted(tiny_bf16, read(TextToImage, {"prompt": "a cat", **ON, **QUICK}))
     assert apart(plain, whole) > 0
     assert np.asarray(whole.image).std() > 5
+
+
+def test_what_is_inverted_is_guided_by_nothing(tiny: Model, folder: Path) -> None:
+    request: dict[str, Any] = {"prompt": "a cat", "image": "photo.png", "inversion": True, "denoising_strength": 1.0}
+    lines: list[list[str]] = []
+    for more in ({}, {"sag": "2"}, {"pag": "3"}):
+        said: list[str] = []
+        painted(tiny, read(ImageToImage, {**request, **QUICK, **more}), say=said.append)
+        lines.append([line for line in said if line.startswith("inversion: ")])
+    assert len(lines[0]) == 1
+    assert lines[1:] == lines[:1] * 2
+
+
+def test_self_attention_goes_by_the_call_that_it_guides(tiny: Model) -> None:
+    request = TextToImage(prompt="a cat", sag=SelfAttention(scale=2.0), **QUICK)
+    run = prepare(resolve(request, tiny.family, Reference(name="m")), tiny, print)
+    denoise, at = run.denoiser(run.plans[0]), At(float(run.sigmas[0]), 0)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    first = denoise(latents, at).clean
+    denoise(latents + 1, at)
+    assert torch.equal(denoise(latents, at).clean, first)
 
 
 def test_hypertile_cuts_large_pictures_only(tiny: Model) -> None:

@@ -21,6 +21,7 @@ from danqing.models.patches import Attention, Patches, with_attention
 from danqing.models.unet import UNetConfig, level_size, transformer_blocks
 from danqing.requests import PerturbedAttention, SelfAttention
 from danqing.sampling.predict import PatchSource
+from danqing.sampling.types import Denoise, Prediction
 
 WATCHED = "mid_block.attentions.0.transformer_blocks.0"
 """The block whose attention self-attention guidance goes by."""
@@ -78,9 +79,8 @@ def _identity(plain: Attention, query: Tensor, key: Tensor, value: Tensor, hidde
 
 @dataclass(eq=False)
 class Watched:
-    """Marks a branch of which it is kept where its pixels look, in the last call for a point of the run."""
+    """Marks a branch of which it is kept where its pixels look, in one call of what is guided."""
 
-    at: At | None = None
     maps: list[list[Tensor]] = field(default_factory=list)
     """For each call's pictures (B, T): how much each token of the middle is looked at, 1 on average."""
 
@@ -109,12 +109,20 @@ class Watch:
             self.marks[id(branch)] = Watched()
         return tuple(replace(branch, controls=(*branch.controls, self.marks[id(branch)])) for branch in branches)
 
+    def watching(self, denoise: Denoise) -> Denoise:
+        """`denoise`, which asks the marked branches; what its last call saw is what is kept."""
+
+        def watched(latents: Tensor, at: At) -> Prediction:
+            for mark in self.marks.values():
+                mark.maps.clear()
+            return denoise(latents, at)
+
+        return watched
+
     def source(self, scaled: Tensor, told: Tensor, at: At, conditioning: Conditioning) -> Patches | None:
         """A `PatchSource`, for the first place: so it sees all tokens, whatever merges or cuts them."""
         for mark in conditioning.controls:
             if isinstance(mark, Watched):
-                if mark.at != at:
-                    mark.at, mark.maps = at, []
                 mark.maps.append([])
                 return Patches(blocks={WATCHED: partial(_watched, mark.maps[-1])})
         return None

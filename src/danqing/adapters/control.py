@@ -121,6 +121,19 @@ def holds(start: float, end: float, at: At, steps: int, process: Process, dialec
     return step / steps >= start and after / steps <= end
 
 
+def held_steps(
+    start: float, end: float, sigmas: Sequence[float], process: Process, dialect: Dialect
+) -> tuple[float, float]:
+    """The half-open range of `At.step` in which what `holds` from `start` to `end` acts, in a run over noise levels that
+    end with the last step's result. It is unbounded where it takes in the first or last step; an inner evaluation is part
+    of its step."""
+    count = len(sigmas) - 1
+    held = [i for i in range(count) if holds(start, end, At(sigmas[i], i), count, process, dialect)]
+    if not held:
+        return math.inf, math.inf
+    return (held[0] if held[0] else -math.inf), (held[-1] + 1 if held[-1] < count - 1 else math.inf)
+
+
 def _sigma(process: Process, share: float) -> float:
     """ComfyUI's noise level at a share of the way from pure noise (0) to the picture (1)."""
     if share <= 0 or share >= 1:

@@ -70,15 +70,17 @@ def identified(
     model: Model,
     encode: Callable[[Prompt], Branches],
     *,
-    steps: int,
+    held: tuple[float, float],
     dialect: Dialect,
     emphasis: Emphasis,
+    finish: Callable[[Branches], Branches] = lambda branches: branches,
 ) -> Branches:
     """The branches of a prompt in which `man img` is whom the photographs show (Li et al. 2023, section 3.2).
 
-    Each photograph's vectors are merged into a repetition of the word's last token; from `start` to `end` of the `steps`
-    these hold, before and after the prompt without the trigger word. A part without the word is encoded as it is (see
-    `require_trigger`). Raises DanqingError with two of them in a part, or with one that the dialect cuts away.
+    Each photograph's vectors are merged into a repetition of the word's last token; in the half-open range `held` of
+    `At.step` these hold, before and after it the prompt without the trigger word. A part without the word is encoded as it
+    is (see `require_trigger`). `finish` is done to the whole prompt's branches with the photographs, and to those without.
+    Raises DanqingError with two of them in a part, or with one that the dialect cuts away.
     """
     count = len(who.photographs)
     encoder = model.family.text_encoders[0]
@@ -111,21 +113,26 @@ def identified(
         return new
 
     merged = encode(_rewritten(prompt, expanded))
-    plain = encode(_rewritten(prompt, without_trigger))
-    first = -math.inf if who.start <= 0 else who.start * steps
-    last = math.inf if who.end >= 1 else math.nextafter(who.end * steps, math.inf)
+    plain = finish(encode(_rewritten(prompt, without_trigger)))
+    weight = who.network.visual_projection.weight
+
+    def known(branch: Conditioning, at: Tensor | None) -> Conditioning:
+        if at is None:
+            return branch
+        context = branch.context.to(weight.device, weight.dtype)
+        return replace(branch, context=who.network.fused(context, at, who.photographs).float())
+
+    shown = finish(tuple(known(branch, at) for branch, at in zip(merged, places)))
+    first, last = held
     branches: list[Conditioning] = []
-    for without, with_them, at in zip(plain, merged, places):
+    for without, with_them, at in zip(plain, shown, places):
         if at is None:
             branches.append(without)
             continue
-        weight = who.network.visual_projection.weight
-        context = with_them.context.to(weight.device, weight.dtype)
-        known = replace(with_them, context=who.network.fused(context, at, who.photographs).float())
-        for branch, begin, end in ((without, -math.inf, first), (known, first, last), (without, last, math.inf)):
-            held = max(branch.steps[0], begin), min(branch.steps[1], end)
-            if held[0] < held[1]:
-                branches.append(replace(branch, steps=held))
+        for branch, begin, end in ((without, -math.inf, first), (with_them, first, last), (without, last, math.inf)):
+            steps = max(branch.steps[0], begin), min(branch.steps[1], end)
+            if steps[0] < steps[1]:
+                branches.append(replace(branch, steps=steps))
     return tuple(branches)
 
 

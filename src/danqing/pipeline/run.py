@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.adapters.attention_guidance import Watch, perturbed
+from danqing.adapters.control import held_steps
 from danqing.adapters.identity import Identity, without_trigger
 from danqing.adapters.steer import Steering, steered, steering_sources
 from danqing.families import Model
@@ -153,7 +155,9 @@ class Run:
             denoise = guidance.perturbed_attention(denoise, predict, perturbed(positive), pag_scale(r.pag, told))
         if r.sag is not None and watch is not None:
             sides = (positive, negative)
-            denoise = guidance.self_attention(denoise, predict, *sides, process, r.sag.scale, watch.blurred)
+            denoise = guidance.self_attention(
+                watch.watching(denoise), predict, *sides, process, r.sag.scale, watch.blurred
+            )
         if r.dynamic_thresholding is not None:
             thresholds = r.dynamic_thresholding
             denoise = guidance.dynamic_thresholding(denoise, thresholds.mimic_scale, thresholds.percentile)
@@ -277,6 +281,8 @@ def prepare(
             model, denoiser=seamless(model.denoiser, r.tiling), autoencoder=seamless(model.autoencoder, r.tiling)
         )
     sigmas = levels(r, model, strength, exact)
+    who = next((unit for unit in controls if isinstance(unit, Identity)), None)
+    always = (-math.inf, math.inf)
     positive, negative = encode_texts(
         r,
         model,
@@ -284,13 +290,14 @@ def prepare(
         {} if cache is None else cache,
         first_pass_steps=first_pass_steps,
         pictures=pictures,
-        identity=next((unit for unit in controls if isinstance(unit, Identity)), None),
+        identity=who,
+        held=held_steps(who.start, who.end, sigmas.tolist(), model.process, r.dialect) if who else always,
     )
     branches = len([b for b in positive if b.holds(0)]) + len([b for b in negative if b.holds(0)])
     second = None
     if refiner is not None:
         seen = resolved
-        if any(isinstance(unit, Identity) for unit in controls):  # whom it is not shown
+        if who is not None:  # whom it is not shown
             seen = resolved.model_copy(update={"request": r.model_copy(update={"prompt": without_trigger(r.prompt)})})
         second = prepare(seen, refiner, note, None, pictures=pictures)
     fitting = fitting_plans(r, model, branches, note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -35,11 +36,12 @@ def encode(
     first_pass_steps: int | None = None,
     pictures: Mapping[str, Image.Image] | None = None,
     identity: Identity | None = None,
+    held: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[Branches, Branches]:
     """The positive and the negative branches of a resolved request.
 
     `first_pass_steps` is set in the second pass of a hires fix; `pictures` are the masks of regions, by field.
-    `identity` is whom a PhotoMaker puts into the prompt.
+    `identity` is whom a PhotoMaker puts into the prompt, at `At.step` in the half-open range `held`.
     Raises DanqingError where a variation prompt has another structure than the prompt.
     """
     r = request
@@ -53,6 +55,9 @@ def encode(
             aesthetic=r.aesthetic_score,
             negative_aesthetic=r.negative_aesthetic_score,
         )
+
+    def with_subprompt(branches: Branches) -> Branches:
+        return between(branches, subprompt, r.subprompt_strength) if subprompt else branches
 
     def side(text: str, negative: bool = False, dressed: bool = False, hint: str = "") -> Branches:
         prompt = understand(
@@ -83,13 +88,16 @@ def encode(
                 say=note,
             )
 
-        if identity is None or not dressed:
+        if not dressed:
             return encoded(prompt)
-        return identified(identity, prompt, model, encoded, steps=r.steps or 1, dialect=r.dialect, emphasis=emphasis)
+        if identity is None:
+            return with_subprompt(encoded(prompt))
+        return identified(
+            identity, prompt, model, encoded, held=held, dialect=r.dialect, emphasis=emphasis, finish=with_subprompt
+        )
 
+    subprompt = side(r.subprompt) if r.subprompt is not None and r.subprompt_strength > 0 else ()
     positive = side(r.prompt, dressed=True)
-    if r.subprompt is not None and r.subprompt_strength > 0:
-        positive = between(positive, side(r.subprompt), r.subprompt_strength)
     if r.regions:
         cell = model.family.autoencoder.downscale
         cells = ((r.width or 0) // cell, (r.height or 0) // cell)
