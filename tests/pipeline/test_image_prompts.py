@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import danqing
 from danqing.adapters.identity import Identity
@@ -17,9 +19,10 @@ from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.metadata.infotext import infotext, read_infotext
 from danqing.models.controlnet import from_unet
+from danqing.pipeline.image_prompts import load_prompters, with_prompt_loras
 from danqing.pipeline.replay import replay
 from danqing.pipeline.resolve import resolve
-from danqing.pipeline.run import prepare
+from danqing.pipeline.run import Studio, prepare
 from danqing.prompts.encode import conditionings
 from danqing.prompts.grammar import understand
 from danqing.requests import ImagePrompt, ImageToImage, Inpaint, Reference, TextToImage, read
@@ -205,6 +208,66 @@ def test_with_parts_of_the_picture(tiny: Model) -> None:
         assert apart(painted(tiny, request), painted(tiny, request, image_prompts=prompts)) > 2
 
 
+def test_where_only_the_masked_part_is_painted_masks_and_points_are_of_the_whole(tiny: Model) -> None:
+    mask, beside = Image.new("L", (80, 64)), Image.new("L", (80, 64))
+    ImageDraw.Draw(mask).rectangle((16, 8, 47, 39), fill=255)
+    ImageDraw.Draw(beside).rectangle((60, 0, 79, 63), fill=255)
+    request = Inpaint(
+        prompt="a", image="photo.png", mask=mask, mask_blur=0, inpaint_full_res=True, inpaint_full_res_padding=0,
+        denoising_strength=1.0, **QUICK,
+    )  # fmt: skip
+    beside.save("beside.png")
+    asked: dict[str, Any] = {"model": "plain.safetensors", "images": ["photo.png"], "weight": 2, "mask": "beside.png"}
+    assert apart(painted(tiny, request), painted(tiny, request, image_prompts=[asked])) == 0
+    asked["mask"] = "mask.png"
+    assert apart(painted(tiny, request), painted(tiny, request, image_prompts=[asked])) > 2
+    face = {"model": "instant.safetensors", "faces": "face.npy", "identity_net": "net.safetensors"}
+    points = [{**face, "keypoints": f"3 {y} 5 {y} 4 {y + 3} 3 {y + 6} 5 {y + 6}"} for y in (18, 26)]
+    beside_it = [painted(tiny, request, image_prompts=[each]) for each in points]
+    assert apart(*beside_it) == 0
+    shifted = painted(tiny, request, image_prompts=[{**face, "keypoints": "30 20 40 20 35 25 31 30 39 30"}])
+    assert apart(shifted, beside_it[0]) > 0
+
+
+def test_a_files_lora_is_applied_once_and_in_the_second_pass(tiny: Model, files: Path) -> None:
+    adapter = load_file(files / "face.safetensors")
+    places = {f"ip_adapter.1.to_q_lora.{part}.weight": s for part, s in (("down", (2, 32)), ("up", (32, 2)))}
+    width = tiny.denoiser.get_submodule("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q").in_features  # type: ignore[operator]
+    places = {key: tuple(width if side == 32 else side for side in shape) for key, shape in places.items()}
+    lora = {key: torch.ones(shape) for key, shape in places.items()}
+    save_file({**adapter, **lora}, files / "faceid.safetensors")
+    one = {"model": "faceid.safetensors", "faces": "face.npy", "weight": 2}
+    dressed = []
+    for asked in ([one], [one, {**one, "mask": "mask.png"}], [{**one, "weight": 0}]):
+        request = read(TextToImage, {"prompt": "a", "image_prompts": asked, "enable_hr": True, **QUICK})
+        studio = Studio(tiny, print, others={"hr_checkpoint_name": tiny}, prompters=load_prompters(request, tiny))
+        dressed.append(with_prompt_loras(studio, request))
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q.weight"
+    plain = tiny.denoiser.get_parameter(name)
+    once, twice, never = (each.model.denoiser.get_parameter(name) for each in dressed)
+    assert not torch.equal(once, plain)
+    assert torch.equal(once, twice)
+    assert torch.equal(never, plain)
+    assert torch.equal(dressed[0].others["hr_checkpoint_name"].denoiser.get_parameter(name), once)
+
+
+def test_when_photographs_count_goes_by_the_runs_own_steps(tiny: Model) -> None:
+    resolved = resolve(TextToImage(prompt="a man img", **{**QUICK, "steps": 10}), tiny.family, Reference(name="m"))
+    who = Identity(photomaker(64, False), torch.zeros(1, 64), start=0.5)
+    run = prepare(resolved, tiny, print, strength=0.4, controls=(who,))
+    first = math.ceil(run.count / 2)
+    assert [branch.steps for branch in run.positive] == [(-math.inf, first), (first, math.inf)]
+    early = replace(who, start=0.0, end=0.25)
+    assert prepare(resolved, tiny, print, strength=0.4, controls=(early,)).positive[0].steps[1] == run.count // 4 + 1
+
+
+def test_a_photomaker_goes_with_a_subprompt(tiny: Model) -> None:
+    asked = [{"model": "photomaker.bin", "images": ["photo.png"], "guidance_start": 0.5}]
+    request = read(TextToImage, {"prompt": "a man img", "image_prompts": asked, **QUICK})
+    mixed = painted(tiny, request, subprompt="a dog", subprompt_strength=0.4)
+    assert apart(mixed, painted(tiny, request)) > 0
+
+
 def test_a_batchs_pictures_are_those_of_their_seeds(tiny: Model) -> None:
     prompts = "plain.safetensors,photo.png,2;reference only,other.png"
     pair = danqing.paint(text(prompts, batch_size=2), tiny, say=lambda line: None)
@@ -215,6 +278,21 @@ def test_a_weight_of_nothing_is_said(tiny: Model) -> None:
     lines: list[str] = []
     danqing.paint(text("plain.safetensors,photo.png,0"), tiny, say=lines.append)
     assert "image_prompts: 'plain.safetensors' changes nothing: its weight is 0" in lines
+    plain = painted(tiny, TextToImage(prompt="a cat", **QUICK))
+    face = {"model": "instant.safetensors", "faces": "face.npy", "identity_net": "net.safetensors", "keypoints": POINTS}
+    for identity_weight, what in ((0, "changes nothing"), (2, "acts by its identity_net alone")):
+        asked, said = [{**face, "weight": 0, "identity_weight": identity_weight}], list[str]()
+        (picture,) = danqing.paint(read(TextToImage, {"prompt": "a cat", "image_prompts": asked, **QUICK}), tiny, say=said.append)  # fmt: skip
+        assert f"image_prompts: 'instant.safetensors' {what}: its weight is 0" in said
+        assert (apart(picture, plain) > 0) is (identity_weight > 0)
+
+
+def test_a_unit_of_photographs_is_checked_as_a_requests(tiny: Model) -> None:
+    who = Identity(photomaker(64, False), torch.zeros(1, 64))
+    with pytest.raises(DanqingError, match="trigger word"):
+        painted(tiny, TextToImage(prompt="a man", **QUICK), units=[who])
+    with pytest.raises(DanqingError, match="one PhotoMaker at a time"):
+        painted(tiny, text("photomaker.bin,photo.png", "a man img"), units=[who])
 
 
 def test_how_image_prompts_are_written() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -32,12 +33,11 @@ from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.library.names import find, known
 from danqing.library.settings import Settings, load_settings
-from danqing.models.clip_vision import CLIPVision
 from danqing.models.controlnet import ControlNet
 from danqing.models.ip_adapter import IPAdapter, IPAdapterConfig
 from danqing.models.photomaker import PhotoMaker
 from danqing.pipeline.images import flatten, mask_pixels
-from danqing.pipeline.run import Prompters, Studio
+from danqing.pipeline.run import Prompter, Studio
 from danqing.requests import REFERENCE, ImagePrompt, Painting, TextToImage
 
 _ALWAYS = {"model", "guidance_start", "guidance_end"}
@@ -55,89 +55,114 @@ _FIELDS: Mapping[str, set[str]] = {
 """Which settings have an effect with what."""
 
 
-def prompt_files(request: Painting) -> dict[str, Path]:
-    """The files that the request's image prompts are made with, by the record's field: `image_prompts.0.model` ...
+def load_prompters(request: Painting, model: Model) -> tuple[Prompter, ...]:
+    """What the request's image prompts are made with, in their order, each file loaded once.
 
-    An image tower that is not named is the first of the library's that fits. Raises DanqingError for an unknown name,
-    or where none fits.
+    An image tower that is not named is the first of the library's that fits. Raises DanqingError for an unknown name, a
+    file that does not fit the model, or where no tower fits.
     """
-    files: dict[str, Path] = {}
     settings = load_settings() if request.image_prompts else None
-    for index, asked in enumerate(request.image_prompts):
-        if settings is None or _is_reference(asked):
-            continue
-        key = f"image_prompts.{index}"
-        path = files[f"{key}.model"] = find(asked.model, "ip_adapter", settings).path
-        if asked.identity_net is not None:
-            files[f"{key}.identity_net"] = find(asked.identity_net, "controlnet", settings).path
-        if asked.faces is not None:
-            files[f"{key}.faces"] = Path(asked.faces).expanduser()
-        file = open_file(path)
-        if kind_of(file.shapes).name == "ip-adapter" and (config := ip_adapter_config(file)).look != "face":
-            files[f"{key}.encoder"] = _tower(path, config, asked.encoder, settings)
-        elif asked.encoder is not None:
-            raise DanqingError(f"image_prompts: encoder has no effect with '{asked.model}'; leave it out")
+    loaded: dict[Path, Any] = {}
+
+    def once(path: Path | None, load: Callable[[Path, Model], Any]) -> Any:
+        if path is not None and path not in loaded:
+            loaded[path] = load(path, model)
+        return None if path is None else loaded[path]
+
+    found = [
+        {} if settings is None or _is_reference(asked) else _files(asked, settings) for asked in request.image_prompts
+    ]
+    return tuple(
+        Prompter(
+            once(files.get("model"), load_image_prompt),
+            once(files.get("encoder"), load_tower),
+            once(files.get("identity_net"), _load_identity_net),
+            files,
+        )
+        for files in found
+    )
+
+
+def _files(asked: ImagePrompt, settings: Settings) -> dict[str, Path]:
+    """`Prompter.files`."""
+    path = find(asked.model, "ip_adapter", settings).path
+    files = {"model": path}
+    if asked.identity_net is not None:
+        files["identity_net"] = find(asked.identity_net, "controlnet", settings).path
+    if asked.faces is not None:
+        files["faces"] = Path(asked.faces).expanduser()
+    file = open_file(path)
+    if kind_of(file.shapes).name == "ip-adapter" and (config := ip_adapter_config(file)).look != "face":
+        files["encoder"] = _tower(path, config, asked.encoder, settings)
+    elif asked.encoder is not None:
+        raise DanqingError(f"image_prompts: encoder has no effect with '{asked.model}'; leave it out")
     return files
 
 
-def load_prompters(request: Painting, model: Model) -> Prompters:
-    """The networks of the request's image prompts by their paths, each once. Raises DanqingError for one that does not
-    fit the model."""
-    networks: dict[Path, IPAdapter | PhotoMaker | CLIPVision | ControlNet] = {}
-    for field, path in prompt_files(request).items():
-        if path in networks:
-            continue
-        if field.endswith(".model"):
-            networks[path] = load_image_prompt(path, model)
-        elif field.endswith(".encoder"):
-            networks[path] = load_tower(path, model)
-        elif field.endswith(".identity_net"):
-            network = load_control(path, model)
-            if not isinstance(network, ControlNet):
-                raise DanqingError(f"{path}: is a T2I-Adapter; InstantID's identity_net is a ControlNet")
-            networks[path] = network
-    return networks
+def _load_identity_net(path: Path, model: Model) -> ControlNet:
+    network = load_control(path, model)
+    if not isinstance(network, ControlNet):
+        raise DanqingError(f"{path}: is a T2I-Adapter; InstantID's identity_net is a ControlNet")
+    return network
+
+
+def prompt_files(prompters: Sequence[Prompter]) -> dict[str, Path]:
+    """The files of image prompts by the record's field: `image_prompts.0.model` ..."""
+    return {
+        f"image_prompts.{index}.{name}": path
+        for index, prompter in enumerate(prompters)
+        for name, path in prompter.files.items()
+    }
 
 
 def with_prompt_loras(studio: Studio, request: Painting) -> Studio:
-    """The studio whose model wears what PhotoMaker's and FaceID's files bring for its weights."""
-    for field, path in prompt_files(request).items():
-        part = lora_part(path, studio.model) if field.endswith(".model") else None
-        if part is not None:
-            adapter = read_opened(part, studio.model.family, path.stem)
-            model = apply(studio.model, [Use(adapter)], studio.note)
-            studio = replace(studio, model=model, cache=studio.cache.setdefault(("prompter", str(path)), {}))
-    return studio
+    """The studio whose model, and that of a hires fix's second pass, wear what PhotoMaker's and FaceID's files bring for its
+    weights, each file once. One at weight 0 brings nothing.
+
+    Raises DanqingError for a LoRA that does not fit, or a hires checkpoint of another family.
+    """
+    other = studio.others.get("hr_checkpoint_name")
+    if request.image_prompts and other is not None and other.family.denoiser != studio.model.family.denoiser:
+        raise DanqingError("image_prompts: the hires checkpoint is of another family, and they do not fit both")
+    asked = zip(request.image_prompts, studio.prompters)
+    paths = dict.fromkeys(prompter.files["model"] for each, prompter in asked if each.weight and prompter.files)
+    parts = {path: part for path in paths if (part := lora_part(path, studio.model))}
+    if not parts:
+        return studio
+
+    def wear(model: Model) -> Model:
+        uses = [Use(read_opened(part, model.family, path.stem)) for path, part in parts.items()]
+        return apply(model, uses, studio.note)
+
+    others = {**studio.others, **({} if other is None else {"hr_checkpoint_name": wear(other)})}
+    cache = studio.cache.setdefault(("prompters", tuple(map(str, parts))), {})
+    return replace(studio, model=wear(studio.model), others=others, cache=cache)
 
 
 def with_prompts(studio: Studio, request: Painting) -> Studio:
     """The studio with the image prompts of a resolved request besides what steers it already.
 
-    Raises DanqingError for one without what it looks at, or with a setting that has no effect.
+    One at weight 0 is told, and is not there. Raises DanqingError for one without what it looks at, or with a setting that
+    has no effect, for several PhotoMakers, and for a prompt that does not have PhotoMaker's word.
     """
-    if not request.image_prompts:
-        return studio
-    other = studio.others.get("hr_checkpoint_name")
-    if other is not None and other.family.denoiser != studio.model.family.denoiser:
-        raise DanqingError("image_prompts: the hires checkpoint is of another family, and they do not fit both")
-    files = prompt_files(request)
-    steering: list[Steering] = []
-    for index, asked in enumerate(request.image_prompts):
+    steering = list(studio.controls)
+    for index, (asked, prompter) in enumerate(zip(request.image_prompts, studio.prompters)):
+        by_points = asked.identity_net is not None and asked.identity_weight
         if not asked.weight:
-            studio.note(f"image_prompts: '{asked.model}' changes nothing: its weight is 0")
-        steering += _prompt(index, asked, request, studio, files)
+            what = "acts by its identity_net alone" if by_points else "changes nothing"
+            studio.note(f"image_prompts: '{asked.model}' {what}: its weight is 0")
+        if asked.weight or by_points:
+            steering += _prompt(index, asked, request, studio, prompter)
     shown = sum(isinstance(unit, Identity) for unit in steering)
     if shown > 1:
         raise DanqingError("image_prompts: one PhotoMaker at a time; give it all photographs")
     hires = (request.hr_prompt if isinstance(request, TextToImage) and request.enable_hr else "") or request.prompt
     for text in (request.prompt, hires) if shown else ():
         require_trigger(text)
-    return replace(studio, controls=(*studio.controls, *steering))
+    return replace(studio, controls=tuple(steering))
 
 
-def _prompt(
-    index: int, asked: ImagePrompt, request: Painting, studio: Studio, files: Mapping[str, Path]
-) -> list[Steering]:
+def _prompt(index: int, asked: ImagePrompt, request: Painting, studio: Studio, by: Prompter) -> list[Steering]:
     key = f"image_prompts.{index}"
     shown = [studio.pictures[f"{key}.images.{number}"] for number in range(len(asked.images))]
     if not shown and "image" in studio.pictures:
@@ -149,8 +174,8 @@ def _prompt(
         if not pixels:
             raise DanqingError("image_prompts: reference only is shown no picture; give one by its images")
         return [ReferencePicture(each, asked.weight, start, end, asked.style_fidelity) for each in pixels]
-    network = studio.prompters[files[f"{key}.model"]]
-    faces = load_faces(files[f"{key}.faces"]) if asked.faces is not None else None
+    network = by.network
+    faces = load_faces(by.files["faces"]) if "faces" in by.files else None
     if isinstance(network, PhotoMaker):
         _require_effects(asked, "PhotoMaker v2" if network.photomaker.faces else "PhotoMaker v1")
         return [identity(network, pixels, faces, start, end)]
@@ -163,14 +188,13 @@ def _prompt(
     several = len(faces) if faces is not None else len(pixels)
     if asked.combine != "concat" and several < 2:
         raise DanqingError("image_prompts: combine has no effect on a single picture; leave it out")
-    tower = studio.prompters.get(files[f"{key}.encoder"]) if f"{key}.encoder" in files else None
     if look != "face" and not pixels:
         raise DanqingError(f"image_prompts: '{asked.model}' is shown no picture; give one by its images")
     mask = studio.pictures.get(f"{key}.mask")
     prompt = picture_prompt(
         network,
         studio.model.family.denoiser,
-        tower=tower if isinstance(tower, CLIPVision) else None,
+        tower=by.tower,
         pixels=pixels if look != "face" else (),
         faces=faces,
         combine=asked.combine,
@@ -180,12 +204,10 @@ def _prompt(
         end=end,
         mask=None if mask is None else mask_pixels(mask),
     )
-    if asked.identity_net is None:
+    if by.identity_net is None:
         return [prompt]
-    net = studio.prompters[files[f"{key}.identity_net"]]
-    assert isinstance(net, ControlNet)
     hint = _keypoints(asked, _canvas_size(request, studio), pixels if asked.images else [])
-    return [prompt, Unit(net, (hint,), weight=asked.identity_weight, start=start, end=end, listens=prompt)]
+    return [prompt, Unit(by.identity_net, (hint,), weight=asked.identity_weight, start=start, end=end, listens=prompt)]
 
 
 def _canvas_size(request: Painting, studio: Studio) -> tuple[int, int]:

@@ -213,7 +213,7 @@ def _resolved(request: Painting, studio: Studio) -> tuple[ResolvedRequest, dict[
     for index, file in enumerate(control_files(resolved.request)):
         others[f"controls.{index}"] = Reference(name=file.name)
         paths[f"controls.{index}"] = str(file)
-    for field, file in prompt_files(resolved.request).items():
+    for field, file in prompt_files(studio.prompters).items():
         others[field] = Reference(name=file.name)
         paths[field] = str(file)
     asked = with_references(resolved.request, studio.pictures)

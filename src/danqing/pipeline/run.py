@@ -63,8 +63,6 @@ from danqing.vocabulary import find_sampler
 Wrap = Callable[[Denoise], Denoise]
 Networks = Mapping[Path, ControlNet | T2IAdapter]
 """ControlNets and T2I-Adapters by the paths of their files."""
-Prompters = Mapping[Path, IPAdapter | PhotoMaker | CLIPVision | ControlNet]
-"""What makes image prompts, and the image towers that it looks through, likewise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +307,18 @@ def prepare(
 
 
 @dataclass(frozen=True, eq=False)
+class Prompter:
+    """What an image prompt of a request is made with; nothing for `reference only`."""
+
+    network: IPAdapter | PhotoMaker | None = None
+    tower: CLIPVision | None = None
+    """What the network looks through, unless that is its own or there is only a face."""
+    identity_net: ControlNet | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Where they and faces' vectors lie, by the setting that names them: `model`, `encoder`, `identity_net`, `faces`."""
+
+
+@dataclass(frozen=True, eq=False)
 class Studio:
     """What a painting is made with, besides its request."""
 
@@ -327,8 +337,8 @@ class Studio:
     """ControlNets, T2I-Adapters and image prompts with what they are shown."""
     networks: Networks = field(default_factory=dict)
     """Those of the request's own controls, loaded."""
-    prompters: Prompters = field(default_factory=dict)
-    """Those of its image prompts, likewise."""
+    prompters: tuple[Prompter, ...] = ()
+    """Of the request's image prompts, in their order."""
 
 
 @dataclass(frozen=True, eq=False)
