@@ -250,7 +250,13 @@ def test_faces(tmp_path: Path) -> None:
     np.save(tmp_path / "nan.npy", np.full((1, 512), np.nan))
     np.save(tmp_path / "code.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "text.npy").write_text("no")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 no archive")
+    np.save(tmp_path / "number.npy", np.float32(1))
+    np.save(tmp_path / "deep.npy", np.zeros((2, 1, 512), np.float32))
     wrong: dict[str, Any] = {"nan.npy": "not finite", "code.npy": "cannot be read", "text.npy": "cannot be read"}
+    wrong |= {"empty.npy": "cannot be read", "zip.npy": "cannot be read"}
+    wrong |= {"number.npy": r"is \[\]; .*\(faces, 512\)", "deep.npy": r"is \[2, 1, 512\]; .*\(faces, 512\)"}
     for name, line in (wrong | {"gone.npy": "no such file"}).items():
         with pytest.raises(DanqingError, match=line):
             load_faces(tmp_path / name)

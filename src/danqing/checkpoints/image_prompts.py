@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -260,7 +261,7 @@ def vision_config(shapes: Mapping[str, Shape], file: TensorFile) -> CLIPVisionCo
 def load_faces(path: Path | str) -> Tensor:
     """A face recogniser's vectors (n, W) float32: numpy's .npy, or a tensor file of one tensor; (W,) is one face.
 
-    Raises DanqingError for another kind of file, or numbers that are not finite.
+    Raises DanqingError for another kind of file, other dimensions, or numbers that are not finite.
     """
     path = Path(path)
     try:
@@ -276,10 +277,12 @@ def load_faces(path: Path | str) -> Tensor:
             faces = next(iter(file.entries.values())).load().float()
     except FileNotFoundError:
         raise DanqingError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, BadZipFile) as error:
         raise DanqingError(f"{path}: cannot be read as faces' vectors: {error}") from None
-    faces = faces.reshape(1, -1) if faces.dim() == 1 else faces.flatten(0, -2)
-    if not len(faces) or not bool(torch.isfinite(faces).all()):
+    if faces.dim() not in (1, 2):
+        raise DanqingError(f"{path}: is {list(faces.shape)}; the file of faces has one tensor, (faces, 512)")
+    faces = faces[None] if faces.dim() == 1 else faces
+    if not faces.numel() or not bool(torch.isfinite(faces).all()):
         raise DanqingError(f"{path}: holds no faces' vectors, or numbers that are not finite")
     return faces
 
