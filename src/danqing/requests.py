@@ -38,6 +38,7 @@ from danqing.vocabulary import (
     Fast,
     NoiseSource,
     Tiling,
+    find_module,
     find_sampler,
     find_scheduler,
     nearest,
@@ -144,7 +145,7 @@ def _numbered(value: Any, choices: tuple[str, ...]) -> Any:
 
 
 def _settings(value: Any, kind: type[BaseModel]) -> Any:
-    """What a field of `kind` may be written as: `yes` is the defaults, `no` is off, `1,0.5,4` the settings in order."""
+    """What a field of `kind` may be written as: `yes` is the defaults, `no` is off, `1,0.5,,4` the settings in order."""
     if isinstance(value, bool):
         return {} if value else None
     if not isinstance(value, str):
@@ -158,7 +159,7 @@ def _settings(value: Any, kind: type[BaseModel]) -> Any:
         raise ValueError(
             f"should be yes, no, or up to {len(kind.model_fields)} settings: {', '.join(kind.model_fields)}"
         )
-    return dict(zip(kind.model_fields, map(str.strip, parts)))
+    return {field: part.strip() for field, part in zip(kind.model_fields, parts) if part.strip()}
 
 
 class DynamicThresholding(BaseModel):
@@ -385,6 +386,11 @@ class ControlUnit(BaseModel):
     union_control_type: int | None = Field(
         None, ge=0, le=99, description="which kind of picture a union network is shown, by its number"
     )
+    processor_res: int | None = Field(
+        None, ge=64, le=8192, description="shorter side at which the module sees it; unset is pixel perfect"
+    )
+    threshold_a: float | None = Field(None, description="the module's first number: canny's lower threshold ...")
+    threshold_b: float | None = Field(None, description="its second one: canny's higher threshold ...")
 
     @field_validator("control_mode", "resize_mode", mode="before")
     @classmethod
@@ -396,12 +402,39 @@ class ControlUnit(BaseModel):
     def _left_out(cls, value: Any) -> Any:
         return None if value == "" else value
 
+    @field_validator("union_control_type", "processor_res", "threshold_a", "threshold_b", mode="before")
+    @classmethod
+    def _unset(cls, value: Any) -> Any:
+        """-1 is AUTOMATIC1111's way to say so."""
+        return None if value in ("", -1, "-1", "-1.0") else value
+
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.guidance_start > self.guidance_end:
             raise DanqingError(
                 f"controls: guidance_start, {self.guidance_start:g}, should not be above guidance_end, {self.guidance_end:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _taken(self) -> Self:
+        """Numbers that the module takes. What takes which is known of modules by name; a file's is looked at later."""
+        module = find_module(self.module)[0]
+        if module is None:
+            return self
+        if self.processor_res is not None and not module.sized:
+            raise DanqingError(f"controls: processor_res has no effect on the module '{module.name}'; leave it out")
+        for index, field in enumerate(("threshold_a", "threshold_b")):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if index >= len(module.thresholds):
+                raise DanqingError(f"controls: the module '{module.name}' takes no {field}; leave it out")
+            told = module.thresholds[index]
+            if not told.low <= value <= told.high:
+                raise DanqingError(
+                    f"controls: {field} of '{module.name}' is its {told.name}, from {told.low:g} to {told.high:g}, not {value:g}"
+                )
         return self
 
 

@@ -137,6 +137,102 @@ Row = TypeVar("Row", bound=Sampler | Scheduler)
 Choice = TypeVar("Choice", bound=str)
 
 
+@dataclass(frozen=True)
+class Threshold:
+    """A number that a preprocessor takes, sd-webui-controlnet's `threshold_a` or `threshold_b`."""
+
+    name: str
+    """Of the function's parameter."""
+    low: float
+    high: float
+    default: float | None
+    """None is found from the picture."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A preprocessor: what is made of a picture before a ControlNet is shown it."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    """sd-webui-controlnet's names (`scripts/processor.py`)."""
+    thresholds: tuple[Threshold, ...] = ()
+    files: tuple[str, ...] = ()
+    """Its weights, as they are called where they are published; a task of transformers for a folder of its layout."""
+    source: str = ""
+    """Where these are published."""
+    sized: bool = True
+    """Whether the size at which it sees the picture matters."""
+
+
+DEPTH, SEGMENTS = "depth-estimation", "image-segmentation"
+"""Tasks of folders in transformers' layout."""
+_ANNOTATORS = "huggingface.co/lllyasviel/Annotators"
+_BODY, _HAND, _FACE = "body_pose_model.pth", "hand_pose_model.pth", "facenet.pth"
+_DW = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")
+_GAMMA = Threshold("gamma", 0.1, 2, 1)
+
+MODULES: tuple[Module, ...] = (
+    Module("none", sized=False),
+    Module("canny", (), (Threshold("low", 0, 2040, 100), Threshold("high", 0, 2040, 200))),
+    Module("scribble", ("scribble_xdog",), (Threshold("threshold", 1, 254, 32),)),
+    Module("line art", ("lineart_standard", "lineart_standard (from white bg & black line)")),
+    Module("invert", ("invert (from white bg & black line)",), sized=False),
+    Module("threshold", (), (Threshold("level", 0, 255, None),)),
+    Module("brightness", sized=False),
+    Module("luminance", ("recolor_luminance",), (_GAMMA,), sized=False),
+    Module("intensity", ("recolor_intensity",), (_GAMMA,), sized=False),
+    Module("blur", ("blur_gaussian",), (Threshold("sigma", 0.01, 64, 9),)),
+    Module("tile", ("tile_resample",), (Threshold("rate", 1, 8, 1),), sized=False),
+    Module("shuffle", sized=False),
+    Module("inpaint", ("inpaint_only", "inpaint_global_harmonious", "inpaint_only+lama"), sized=False),
+    Module("soft edge", ("softedge_hed", "hed"), (), ("ControlNetHED.pth",), _ANNOTATORS),
+    Module("soft edge safe", ("softedge_hedsafe", "hed_safe"), (), ("ControlNetHED.pth",), _ANNOTATORS),
+    Module("scribble hed", ("fake_scribble",), (), ("ControlNetHED.pth",), _ANNOTATORS),
+    Module("soft edge pidinet", ("softedge_pidinet", "pidinet"), (), ("table5_pidinet.pth",), _ANNOTATORS),
+    Module("soft edge pidinet safe", ("softedge_pidisafe", "pidinet_safe"), (), ("table5_pidinet.pth",), _ANNOTATORS),
+    Module("scribble pidinet", ("pidinet_scribble",), (), ("table5_pidinet.pth",), _ANNOTATORS),
+    Module("line art realistic", ("lineart", "lineart_realistic"), (), ("sk_model.pth",), _ANNOTATORS),
+    Module("line art coarse", ("lineart_coarse",), (), ("sk_model2.pth",), _ANNOTATORS),
+    Module("line art anime", ("lineart_anime",), (), ("netG.pth",), _ANNOTATORS),
+    Module(
+        "mlsd",
+        ("m-lsd",),
+        (Threshold("score", 0.01, 2, 0.1), Threshold("distance", 0.01, 20, 0.1)),
+        ("mlsd_large_512_fp32.pth",),
+        _ANNOTATORS,
+    ),
+    Module(
+        "depth",
+        ("depth_midas", "depth_anything", "depth_anything_v2", "depth_zoe"),
+        (),
+        (DEPTH,),
+        "huggingface.co/depth-anything/Depth-Anything-V2-Small-hf, Intel/dpt-hybrid-midas, Intel/zoedepth-nyu-kitti",
+    ),
+    Module(
+        "normal",
+        ("normal_map", "normal_midas"),
+        (Threshold("background", 0, 1, 0.4),),
+        (DEPTH,),
+        "huggingface.co/Intel/dpt-hybrid-midas",
+    ),
+    Module(
+        "segmentation",
+        ("seg_ufade20k", "seg_ofade20k"),
+        (),
+        (SEGMENTS,),
+        "huggingface.co/openmmlab/upernet-convnext-small, shi-labs/oneformer_ade20k_swin_large",
+    ),
+    Module("openpose", (), (), (_BODY,), _ANNOTATORS),
+    Module("openpose hand", (), (), (_BODY, _HAND), _ANNOTATORS),
+    Module("openpose face", (), (), (_BODY, _FACE), _ANNOTATORS),
+    Module("openpose face only", ("openpose_faceonly",), (), (_BODY, _FACE), _ANNOTATORS),
+    Module("openpose full", (), (), (_BODY, _HAND, _FACE), _ANNOTATORS),
+    Module("dw openpose", ("dw_openpose_full",), (), _DW, "huggingface.co/yzd-v/DWPose"),
+)
+"""Every preprocessor, those that need no weights first."""
+
+
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """The choices most like `word`, best first; none where nothing is like it."""
     by_fold = {choice.casefold(): choice for choice in choices}
@@ -201,3 +297,21 @@ def split_combined(name: str) -> tuple[str, str | None]:
             if folded.endswith(" " + label.casefold()):
                 return name.strip()[: -len(label) - 1].strip(), scheduler.name
     return name, None
+
+
+def find_module(text: str) -> tuple[Module | None, str]:
+    """The preprocessor that `text` names in any tool's way, and the file that follows its name after a colon.
+
+    (None, text) where none is called so: it may be a file.
+    """
+    name, colon, file = text.partition(":")
+    plain = _spaced(name)
+    for module in MODULES:
+        if any(_spaced(known) == plain for known in (module.name, *module.aliases)) and (module.files or not colon):
+            return module, file.strip()
+    return None, text.strip()
+
+
+def _spaced(name: str) -> str:
+    """A name in small letters, its words apart by one space."""
+    return " ".join(name.casefold().replace("_", " ").split())

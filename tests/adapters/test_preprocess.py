@@ -6,8 +6,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from danqing.adapters import preprocess
-from danqing.adapters.preprocess import PREPROCESSORS, find_preprocessor, inpaint_hint, to_hint
+from danqing.adapters.annotators import find_preprocessor
+from danqing.adapters.preprocess import PREPROCESSORS, inpaint_hint, to_hint
 from danqing.errors import DanqingError
+from danqing.vocabulary import MODULES, find_module
 
 
 def drawing(width: int = 96, height: int = 72) -> Image.Image:
@@ -130,7 +132,28 @@ def test_hints() -> None:
 def test_names() -> None:
     assert find_preprocessor(" Canny ") is preprocess.canny
     assert find_preprocessor("lineart_standard (from white bg & black line)") is preprocess.line_art
-    with pytest.raises(DanqingError, match="no preprocessor is called 'hed'"):
-        find_preprocessor("hed")
+    with pytest.raises(DanqingError, match="no preprocessor is called 'hedge'"):
+        find_preprocessor("hedge")
     with pytest.raises(DanqingError, match="should rise from 0"):
         preprocess.canny(drawing(), 200, 100)
+    weightless = {module.name for module in MODULES if not module.files}
+    assert weightless == {*PREPROCESSORS, "inpaint"}
+    assert find_module("Softedge HED")[0] is find_module("soft_edge")[0]
+    assert find_module("depth: C:/models/depth")[1] == "C:/models/depth"
+    names = [name for module in MODULES for name in (module.name, *module.aliases)]
+    assert len(set(names)) == len(names)
+
+
+def test_numbers() -> None:
+    few = find_preprocessor("canny", threshold_a=300, threshold_b=600)(drawing())
+    np.testing.assert_array_equal(array(few), array(preprocess.canny(drawing(), 300, 600)))
+    soft = find_preprocessor("blur_gaussian", threshold_a=2)(drawing())
+    np.testing.assert_array_equal(array(soft), array(preprocess.blur(drawing(), 2)))
+    for module in MODULES:
+        if module.files or not module.thresholds:
+            continue
+        numbers = {"threshold_a": module.thresholds[0].default}  # what is unset is the default
+        same = find_preprocessor(module.name, **numbers)(drawing())
+        np.testing.assert_array_equal(array(same), array(find_preprocessor(module.name)(drawing())))
+    with pytest.raises(DanqingError, match="'invert' takes no threshold_a"):
+        find_preprocessor("invert", threshold_a=1)

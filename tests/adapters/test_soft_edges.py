@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from danqing.adapters.preprocess import find_preprocessor, load_preprocessor
+from danqing.adapters.annotators import find_preprocessor
 from danqing.errors import DanqingError
 from danqing.models.hed import HED
 
@@ -28,7 +28,7 @@ def passing_on() -> dict[str, torch.Tensor]:
 
 def test_its_answer_by_hand(tmp_path: Path) -> None:
     save_file(passing_on(), tmp_path / "hed.safetensors")
-    preprocess = load_preprocessor(tmp_path / "hed.safetensors")
+    preprocess = find_preprocessor("softedge_hed", [tmp_path / "hed.safetensors"])
     values = np.arange(40 * 24, dtype=np.int64).reshape(24, 40) % 256
     image = Image.fromarray(np.stack([values, values * 0, 255 - values], -1).astype(np.uint8))
     expected = 255 / (1 + np.exp(-(np.maximum(values - 100, 0) * 0.05 - 1.0) / 5))

@@ -32,6 +32,8 @@ A1111 = (
     "embeddings/bad.pt",
     "embeddings/bad.pt.optim",
     "extensions/sd-webui-controlnet/models/depth.safetensors",
+    "extensions/sd-webui-controlnet/annotator/downloads/lineart/sk_model.pth",
+    "extensions/sd-webui-controlnet/annotator/downloads/openpose/yolox_l.onnx",
     "venv/lib/site-packages/torch/test.pt",
     "repositories/x/y.ckpt",
 )
@@ -53,6 +55,8 @@ def test_automatic1111(tmp_path):
             ("other", "model.pt"),
             ("embedding", "bad.pt"),
             ("controlnet", "depth.safetensors"),
+            ("preprocessor", "lineart/sk_model.pth"),
+            ("preprocessor", "openpose/yolox_l.onnx"),
         ]
     }
 
@@ -68,7 +72,7 @@ def test_forge(tmp_path):
     assert seen(tmp_path) == {
         ("checkpoint", "a.safetensors", "Forge"),
         ("text_encoder", "clip_l.safetensors", "Forge"),
-        ("other", "x/y.pth", "Forge"),
+        ("preprocessor", "x/y.pth", "Forge"),
     }
 
 
@@ -86,6 +90,7 @@ def test_comfyui(tmp_path):
         "models/clip_vision/cv.safetensors",
         "models/configs/v1.yaml",
         "models/custom_thing/z.safetensors",
+        "custom_nodes/comfyui_controlnet_aux/ckpts/lllyasviel/Annotators/netG.pth",
     )
     plant(tmp_path / "shared", "sd/s.ckpt", "Lora/one.safetensors", "LyCORIS/two.safetensors", "hn/three.pt")
     (comfy / "extra_model_paths.yaml").write_text(
@@ -104,6 +109,7 @@ def test_comfyui(tmp_path):
         ("denoiser", "flux.gguf"),
         ("clip_vision", "cv.safetensors"),
         ("unknown", "custom_thing/z.safetensors"),
+        ("preprocessor", "lllyasviel/Annotators/netG.pth"),
         ("checkpoint", "s.ckpt"),
         ("lora", "one.safetensors"),
         ("lora", "two.safetensors"),
@@ -255,7 +261,7 @@ def test_nothing_is_opened(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", None)
     monkeypatch.setattr("pathlib.Path.read_text", None)
     monkeypatch.setattr("pathlib.Path.open", None)
-    assert len(scan([tmp_path])) == 12
+    assert len(scan([tmp_path])) == 14
 
 
 def test_every_kind_has_a_folder_that_scans_as_that_kind(tmp_path):

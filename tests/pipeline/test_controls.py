@@ -12,10 +12,12 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 import danqing
+from danqing.adapters.annotators import load_network
 from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.metadata.infotext import infotext, read_infotext
 from danqing.models.controlnet import from_unet
+from danqing.models.line_art import LineArt
 from danqing.pipeline.replay import replay
 from danqing.requests import ControlUnit, ImageToImage, Inpaint, TextToImage, read
 
@@ -134,6 +136,55 @@ def test_hires_fix_and_tiled_diffusion(tiny: Model, network: Path) -> None:
         assert apart(plain, painted(tiny, request, controls="edges.safetensors,photo.png,canny,2")) > 5
 
 
+def test_numbers_of_a_module(tiny: Model, network: Path) -> None:
+    plain = TextToImage(prompt="a cat", controls="edges.safetensors,photo.png,canny,2", **QUICK)
+    same = read(TextToImage, {**plain.model_dump(exclude_unset=True), "controls": [
+        {"model": "edges.safetensors", "image": "photo.png", "module": "canny", "weight": 2, "threshold_a": 100,
+         "threshold_b": 200, "processor_res": -1}]})  # fmt: skip
+    few = TextToImage(prompt="a cat", controls="edges.safetensors,photo.png,blur,2,0,1,,,,,3", **QUICK)
+    coarse = TextToImage(prompt="a cat", controls="edges.safetensors,photo.png,blur,2,0,1,,,,200,3", **QUICK)
+    assert same.controls[0].processor_res is None
+    assert apart(painted(tiny, plain), painted(tiny, same)) == 0
+    assert apart(painted(tiny, plain), painted(tiny, few)) > 1
+    picture = painted(tiny, coarse)
+    assert apart(painted(tiny, few), picture) > 0
+    text = infotext(picture.record)
+    assert "Processor Res: 200, Threshold A: 3.0, Guidance Start: 0.0, Guidance End: 1.0, Pixel Perfect: False" in text
+    assert read_infotext(text).request.controls == picture.record.request.controls
+    picture.save("out.png")
+    assert replay("out.png", tiny, say=lambda line: None).identical
+
+
+def test_a_module_s_weights_are_found_recorded_and_read_once(
+    tiny: Model, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    folder = tmp_path / "home" / "models" / "preprocessors"
+    folder.mkdir(parents=True)
+    save_file(LineArt().state_dict(), folder / "sk_model.safetensors")
+    loads = []
+
+    def counted(*given: Any) -> Any:
+        loads.append(given)
+        return load_network(*given)
+
+    monkeypatch.setattr("danqing.adapters.annotators.load_network", counted)
+    batches = {**QUICK, "n_iter": 2}
+    request = TextToImage(prompt="a cat", controls="edges.safetensors,photo.png,lineart:sk_model,2", **batches)
+    first, second = danqing.paint(request, tiny, say=lambda line: None)
+    assert len(loads) == 1
+    assert second.record.others["controls.0.module.0"].name == "sk_model.safetensors"
+    by_path = painted(tiny, request, n_iter=1, controls=f"edges.safetensors,photo.png,{folder}/sk_model.safetensors,2")
+    assert apart(first, by_path) == 0
+    first.save("out.png")
+    (folder / "sk_model.safetensors").rename(folder / "sk_model.pth")  # by its published name, whatever is in it
+    by_name = painted(tiny, request, n_iter=1, controls="edges.safetensors,photo.png,lineart_realistic,2")
+    assert apart(first, by_name) == 0
+    (folder / "deeper").mkdir()
+    (folder / "sk_model.pth").rename(folder / "deeper" / "sk_model.safetensors")
+    assert replay("out.png", tiny, say=lambda line: None).identical
+
+
 def test_how_controls_are_written() -> None:
     units = TextToImage(controls="a.safetensors,b.png,canny,0.5,0.1,0.9,1,Just Resize; c,d.png").controls
     assert units[0] == ControlUnit(
@@ -151,7 +202,17 @@ def test_how_controls_are_written() -> None:
     ("controls", "line"),
     [
         ("edges.safetensors", "'edges.safetensors' is shown no picture; give one by its image"),
-        ("edges.safetensors,photo.png,hed", "no preprocessor is called 'hed'"),
+        ("edges.safetensors,photo.png,hedge", "no preprocessor is called 'hedge'"),
+        ("edges.safetensors,photo.png,softedge_hed", r"'soft edge' needs ControlNetHED\.pth \(huggingface\.co"),
+        ("edges.safetensors,photo.png,lineart:gone.pth", r"gone\.pth: no such file"),
+        ("edges.safetensors,photo.png,openpose_full:x.pth", "needs 3 files; write its name alone"),
+        ("edges.safetensors,photo.png,invert,1,0,1,0,1,,,5", "the module 'invert' takes no threshold_a"),
+        ("edges.safetensors,photo.png,invert,1,0,1,0,1,,512", "processor_res has no effect on the module 'invert'"),
+        (
+            "edges.safetensors,photo.png,canny,1,0,1,0,1,,,-5",
+            "threshold_a of 'canny' is its low, from 0 to 2040, not -5",
+        ),
+        ("edges.safetensors,photo.png,canny,1,0,1,0,1,,,300,200", "canny: the thresholds 300 and 200 should rise"),
         ("edges.safetensors,photo.png,inpaint", "painting over with a mask, and there is none"),
         ("edges.safetensors,gone.png", r"controls\.0\.image: there is no file 'gone\.png'"),
         ("edges.safetensors,broken.png", r"controls\.0\.image: 'broken\.png' is no picture"),

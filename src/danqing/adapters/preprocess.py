@@ -1,6 +1,6 @@
 """What is made of a picture before a ControlNet is shown it: functions picture -> picture, most of them by OpenCV.
 
-Soft edges alone need weights: HED's file is read by `load_preprocessor`.
+Those that need weights are in `annotators`, which finds all of them by their names.
 
 Formulas and defaults are those by which the published networks were trained or are shown pictures: lllyasviel's
 ControlNet (`annotator/`) and Mikubill's sd-webui-controlnet (`processor.py`), whose names `PREPROCESSORS` knows.
@@ -9,7 +9,6 @@ ControlNet (`annotator/`) and Mikubill's sd-webui-controlnet (`processor.py`), w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,12 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from danqing.checkpoints.checkpoint import problems
-from danqing.checkpoints.files import open_file
-from danqing.checkpoints.load import assign
 from danqing.errors import DanqingError
-from danqing.models.hed import HED
-from danqing.runtime.blank import without_weights
 
 Preprocessor = Callable[[Image.Image], Image.Image]
 Pixels = NDArray[np.float32]
@@ -33,7 +27,7 @@ Pixels = NDArray[np.float32]
 
 def to_hint(picture: Image.Image) -> Tensor:
     """A picture as a network is shown it: (1, 3, H, W) float32 from 0 to 1. What is transparent is black."""
-    return torch.from_numpy(_pixels(picture) / 255).permute(2, 0, 1)[None]
+    return torch.from_numpy(pixels_of(picture) / 255).permute(2, 0, 1)[None]
 
 
 def inpaint_hint(picture: Image.Image, mask: Image.Image) -> Tensor:
@@ -47,13 +41,14 @@ def inpaint_hint(picture: Image.Image, mask: Image.Image) -> Tensor:
     return to_hint(picture).masked_fill(hidden, -1.0)
 
 
-def _pixels(picture: Image.Image) -> Pixels:
+def pixels_of(picture: Image.Image) -> Pixels:
+    """(H, W, 3) RGB from 0 to 255. What is transparent is black."""
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
     return np.asarray(picture.convert("RGB"), dtype=np.float32)
 
 
-def _picture(pixels: NDArray[np.float32 | np.bool_]) -> Image.Image:
+def grey_picture(pixels: NDArray[np.float32 | np.bool_]) -> Image.Image:
     """Grey (H, W) from 0 to 255, or bool, as an RGB picture."""
     levels = np.where(pixels, 255, 0) if pixels.dtype == np.bool_ else np.clip(pixels, 0, 255)
     return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
@@ -75,22 +70,22 @@ def canny(picture: Image.Image, low: float = 100, high: float = 200) -> Image.Im
     """
     if not 0 <= low <= high:
         raise DanqingError(f"canny: the thresholds {low:g} and {high:g} should rise from 0")
-    return _picture(cv2.Canny(_pixels(picture).astype(np.uint8), low, high) > 0)
+    return grey_picture(cv2.Canny(pixels_of(picture).astype(np.uint8), low, high) > 0)
 
 
 def scribble(picture: Image.Image, threshold: float = 32) -> Image.Image:
     """Thick strokes, white on black, where a narrow and a wide blur differ (difference of Gaussians, as XDoG's)."""
-    x = _pixels(picture)
+    x = pixels_of(picture)
     difference = 255 - np.clip(255 - (_gaussian(x, 5.0) - _gaussian(x, 0.5)).min(-1), 0, 255)
-    return _picture(2 * np.clip(difference, 0, 255) > threshold)
+    return grey_picture(2 * np.clip(difference, 0, 255) > threshold)
 
 
 def line_art(picture: Image.Image, sigma: float = 6.0, floor: float = 8.0) -> Image.Image:
     """Lines that are darker than their neighbourhood, white on black; for drawings on light paper."""
-    x = _pixels(picture)
+    x = pixels_of(picture)
     dark = np.clip((_gaussian(x, sigma) - x).min(-1), 0, 255)
     lines = dark[dark > floor]
-    return _picture(dark / max(16.0, float(np.median(lines)) if lines.size else 0.0) * 127)
+    return grey_picture(dark / max(16.0, float(np.median(lines)) if lines.size else 0.0) * 127)
 
 
 def invert(picture: Image.Image) -> Image.Image:
@@ -101,7 +96,7 @@ def invert(picture: Image.Image) -> Image.Image:
 def threshold(picture: Image.Image, level: int | None = None) -> Image.Image:
     """Black and white by brightness: white above `level`, from 0 to 255; None finds it (Otsu 1979). For QR codes."""
     way = cv2.THRESH_BINARY | (cv2.THRESH_OTSU if level is None else 0)
-    return _picture(cv2.threshold(np.asarray(picture.convert("L")), level or 0, 255, way)[1] > 0)
+    return grey_picture(cv2.threshold(np.asarray(picture.convert("L")), level or 0, 255, way)[1] > 0)
 
 
 # --- colours and places -----------------------------------------------------------------------------------------------
@@ -114,18 +109,18 @@ def brightness(picture: Image.Image) -> Image.Image:
 
 def luminance(picture: Image.Image, gamma: float = 1.0) -> Image.Image:
     """The perceived lightness L* of CIELAB alone: what recolouring networks keep."""
-    lightness = cv2.cvtColor(_pixels(picture) / 255, cv2.COLOR_RGB2LAB)[..., 0] / 100
-    return _picture(np.round(np.clip(lightness, 0, 1) ** gamma * 255))
+    lightness = cv2.cvtColor(pixels_of(picture) / 255, cv2.COLOR_RGB2LAB)[..., 0] / 100
+    return grey_picture(np.round(np.clip(lightness, 0, 1) ** gamma * 255))
 
 
 def intensity(picture: Image.Image, gamma: float = 1.0) -> Image.Image:
     """The strongest of the three colours (HSV's value) alone."""
-    return _picture(np.round((_pixels(picture).max(-1) / 255) ** gamma * 255).astype(np.float32))
+    return grey_picture(np.round((pixels_of(picture).max(-1) / 255) ** gamma * 255).astype(np.float32))
 
 
 def blur(picture: Image.Image, sigma: float = 9.0) -> Image.Image:
     """Blurred, sigma in pixels."""
-    return Image.fromarray(np.round(np.clip(_gaussian(_pixels(picture), sigma), 0, 255)).astype(np.uint8))
+    return Image.fromarray(np.round(np.clip(_gaussian(pixels_of(picture), sigma), 0, 255)).astype(np.uint8))
 
 
 def tile(picture: Image.Image, rate: float = 1.0) -> Image.Image:
@@ -142,7 +137,7 @@ def tile(picture: Image.Image, rate: float = 1.0) -> Image.Image:
 
 def shuffle(picture: Image.Image, seed: int = 0, grain: int = 256) -> Image.Image:
     """Its pixels drawn about by a random flow that changes over `grain` pixels: colours and textures stay, places go."""
-    x = torch.from_numpy(_pixels(picture)).permute(2, 0, 1)[None]
+    x = torch.from_numpy(pixels_of(picture)).permute(2, 0, 1)[None]
     height, width = x.shape[-2:]
     generator = np.random.default_rng(seed)
 
@@ -174,60 +169,3 @@ PREPROCESSORS: Mapping[str, Preprocessor] = {
     "shuffle": shuffle,
 }
 """By name. An inpainting hint is made of a picture and a mask: `inpaint_hint`."""
-_ALIASES = {
-    "scribble_xdog": "scribble",
-    "lineart_standard": "line art",
-    "lineart_standard (from white bg & black line)": "line art",
-    "invert (from white bg & black line)": "invert",
-    "recolor_luminance": "luminance",
-    "recolor_intensity": "intensity",
-    "blur_gaussian": "blur",
-    "tile_resample": "tile",
-}
-"""sd-webui-controlnet's names."""
-
-
-def soft_edges(network: HED) -> Preprocessor:
-    """Edges as HED sees them, white on black, the surer the brighter."""
-
-    def preprocess(picture: Image.Image) -> Image.Image:
-        weight = network.norm
-        x = torch.from_numpy(_pixels(picture)).permute(2, 0, 1)[None].to(weight)
-        height, width = x.shape[-2:]
-        smallest = F.pad(x, (0, max(16 - width, 0), 0, max(16 - height, 0)), mode="replicate")
-        with torch.no_grad():
-            edges = network(smallest)[0, 0, :height, :width]
-        return _picture(edges.float().cpu().numpy() * 255)
-
-    return preprocess
-
-
-def load_preprocessor(path: Path, device: torch.device | str = "cpu") -> Preprocessor:
-    """The preprocessor whose weights a file holds: HED's, ControlNetHED.pth of lllyasviel/Annotators.
-
-    Raises DanqingError for a damaged file, or another one.
-    """
-    file = open_file(path)
-    if "block1.projection.weight" not in file.entries or "norm" not in file.entries:
-        raise DanqingError(f"{path}: is no preprocessor that Danqing knows; it reads HED's ControlNetHED.pth")
-    with without_weights():
-        network = HED()
-    trouble = problems({"weights": dict(file.entries)}, {"weights": network}, ())
-    if str(trouble):
-        raise DanqingError(f"{path}: is not a whole HED: {trouble}")
-    assign(network, file.entries, device, torch.float32)
-    return soft_edges(network)
-
-
-def find_preprocessor(name: str) -> Preprocessor:
-    """The preprocessor of that name, Danqing's or sd-webui-controlnet's, or of that file.
-
-    Raises DanqingError for an unknown one.
-    """
-    plain = name.strip().lower()
-    found = PREPROCESSORS.get(_ALIASES.get(plain, plain))
-    if found is None and Path(name).suffix in (".pth", ".safetensors", ".pt", ".bin"):
-        return load_preprocessor(Path(name))
-    if found is None:
-        raise DanqingError(f"control: no preprocessor is called '{name}'; choose of {', '.join(PREPROCESSORS)}")
-    return found

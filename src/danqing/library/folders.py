@@ -34,6 +34,7 @@ Kind = Literal[
     "upscaler",
     "face_restorer",
     "face_detector",
+    "preprocessor",
     "other",
     "unknown",
 ]
@@ -43,7 +44,7 @@ Source = Literal["AUTOMATIC1111", "Forge", "ComfyUI", "Hub", "Danqing", "folder"
 """Whose layout the entry was found in."""
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-_OF_KIND: dict[Kind, tuple[str, ...]] = {"face_detector": (*SUFFIXES, ".onnx")}
+_OF_KIND: dict[Kind, tuple[str, ...]] = {"face_detector": (*SUFFIXES, ".onnx"), "preprocessor": (*SUFFIXES, ".onnx")}
 """What else is a model in the folders of a kind."""
 
 # Folder names in lower case, as AUTOMATIC1111, Forge, their extensions, and ComfyUI have them.
@@ -79,7 +80,8 @@ _KIND_OF_FOLDER: dict[str, Kind] = {
     "upscale_models": "upscaler",
     "vae-approx": "other",
     "vae_approx": "other",
-    "controlnetpreprocessor": "other",
+    "controlnetpreprocessor": "preprocessor",
+    "preprocessors": "preprocessor",
     "gfpgan": "face_restorer",
     "codeformer": "face_restorer",
     "facerestore_models": "face_restorer",
@@ -99,10 +101,12 @@ _KIND_OF_FOLDER: dict[str, Kind] = {
 }
 
 _OF_EXTENSIONS: tuple[tuple[str, Kind], ...] = (
-    ("sd-webui-controlnet/models", "controlnet"),
-    ("stable-diffusion-webui-aesthetic-gradients/aesthetic_embeddings", "aesthetic_embedding"),
+    ("extensions/sd-webui-controlnet/models", "controlnet"),
+    ("extensions/sd-webui-controlnet/annotator/downloads", "preprocessor"),
+    ("extensions/stable-diffusion-webui-aesthetic-gradients/aesthetic_embeddings", "aesthetic_embedding"),
+    ("custom_nodes/comfyui_controlnet_aux/ckpts", "preprocessor"),
 )
-"""Where AUTOMATIC1111's extensions keep theirs."""
+"""Where extensions of AUTOMATIC1111 and ComfyUI keep theirs."""
 
 OWN_FOLDER: dict[Kind, str] = {
     "checkpoint": "checkpoints",
@@ -119,6 +123,7 @@ OWN_FOLDER: dict[Kind, str] = {
     "upscaler": "upscale_models",
     "face_restorer": "facerestore_models",
     "face_detector": "face_detectors",
+    "preprocessor": "preprocessors",
     "other": "other",
     "unknown": "other",
 }
@@ -209,8 +214,8 @@ def _scan_root(root: Path) -> Iterator[Entry]:
     if (root / "embeddings").is_dir():
         yield from _walk(root / "embeddings", source, "embedding")
     for folder, kind in _OF_EXTENSIONS:
-        if (root / "extensions" / folder).is_dir():
-            yield from _walk(root / "extensions" / folder, source, kind)
+        if (root / folder).is_dir():
+            yield from _walk(root / folder, source, kind)
     if (root / "extra_model_paths.yaml").is_file():
         yield from _scan_extra_paths(root / "extra_model_paths.yaml")
 

@@ -47,7 +47,7 @@ def size_of(path: Path) -> int:
 
 def _row(entry: Entry) -> Row:
     kind, family, problem = entry.kind, "", ""
-    if kind not in ("other", "face_detector"):
+    if kind not in ("other", "face_detector", "preprocessor"):
         try:
             content = look(entry.path)
             kind = content.kind if kind == "unknown" else kind

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from danqing.requests import REFERENCE, ImagePrompt, Reference, ResolvedRequest
+from danqing.vocabulary import find_module
 
 KEY = re.compile(r"ControlNet (\d+)")
 _FIELDS = {
@@ -19,8 +20,12 @@ _FIELDS = {
     "Model": "model",
     "Weight": "weight",
     "Resize Mode": "resize_mode",
+    "Processor Res": "processor_res",
+    "Threshold A": "threshold_a",
+    "Threshold B": "threshold_b",
     "Guidance Start": "guidance_start",
     "Guidance End": "guidance_end",
+    "Pixel Perfect": "pixel_perfect",
     "Control Mode": "control_mode",
 }
 _MODES = {
@@ -52,15 +57,20 @@ def control_pairs(resolved: ResolvedRequest) -> Iterator[tuple[str, str]]:
     controls = resolved.request.controls
     for index, unit in enumerate(controls):
         values = {
-            "module": unit.module,
+            "module": re.sub(r",|: +", "_", unit.module),
             "model": _named(resolved.others.get(f"controls.{index}"), unit.model),
             "weight": unit.weight,
             "resize_mode": _RESIZES[unit.resize_mode],
+            "processor_res": unit.processor_res,
+            "threshold_a": unit.threshold_a,
+            "threshold_b": unit.threshold_b,
             "guidance_start": unit.guidance_start,
             "guidance_end": unit.guidance_end,
+            "pixel_perfect": unit.processor_res is None,
             "control_mode": _MODES[unit.control_mode],
         }
-        yield f"ControlNet {index}", ", ".join(f"{key}: {values[field]}" for key, field in _FIELDS.items())
+        told = {key: values[field] for key, field in _FIELDS.items() if values[field] is not None}
+        yield f"ControlNet {index}", ", ".join(f"{key}: {value}" for key, value in told.items())
     for index, asked in enumerate(resolved.request.image_prompts):
         file = resolved.others.get(f"image_prompts.{index}.model")
         yield (
@@ -95,6 +105,8 @@ def read_controls(pairs: Mapping[str, str], notes: list[str]) -> dict[str, list[
         is_prompt = bool(_PROMPT_MODULE.search(told.get("Module", "")))
         fields, reference = (_PROMPT_FIELDS if is_prompt else _FIELDS), told.get("Module") == "reference_only"
         unit = {field: told[name] for name, field in fields.items() if name in told}
+        if not is_prompt:
+            unit = _as_taken(unit)
         if reference:
             unit["model"] = REFERENCE
             fields = fields | {"Threshold A": "style_fidelity"}
@@ -108,3 +120,13 @@ def read_controls(pairs: Mapping[str, str], notes: list[str]) -> dict[str, list[
         notes.append(f"{key}: the picture that it was shown is not recorded")
         found.setdefault("image_prompts" if is_prompt else "controls", []).append(unit)
     return found
+
+
+def _as_taken(unit: Mapping[str, str]) -> dict[str, Any]:
+    """Without the numbers that the module does not look at: the extension writes down its hidden sliders too."""
+    module = find_module(unit.get("module", "none"))[0]
+    count = 2 if module is None else len(module.thresholds)
+    idle = {"pixel_perfect", *("threshold_a", "threshold_b")[count:]}
+    if unit.get("pixel_perfect") == "True" or (module is not None and not module.sized):
+        idle.add("processor_res")
+    return {field: value for field, value in unit.items() if field not in idle}

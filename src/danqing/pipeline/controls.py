@@ -8,18 +8,22 @@ from pathlib import Path
 
 from PIL import Image
 
+from danqing.adapters.annotators import find_preprocessor, missing
 from danqing.adapters.control import Mode, Resize, Unit
-from danqing.adapters.preprocess import find_preprocessor, inpaint_hint, to_hint
+from danqing.adapters.preprocess import inpaint_hint, to_hint
+from danqing.adapters.scene import TASKS, module_of
 from danqing.checkpoints.controls import load_control
 from danqing.errors import DanqingError
 from danqing.families import Model
-from danqing.library.names import find
-from danqing.library.settings import load_settings
+from danqing.library.names import find, known
+from danqing.library.settings import Settings, load_settings
+from danqing.metadata.pixels import pixels_sha256
 from danqing.models.controlnet import ControlNet
 from danqing.models.t2i_adapter import T2IAdapter
 from danqing.pipeline.images import fit
 from danqing.pipeline.run import Networks, Studio
 from danqing.requests import ControlMode, ControlUnit, ImageToImage, Inpaint, Painting
+from danqing.vocabulary import Module, find_module
 
 MODES: Mapping[ControlMode, Mode] = {
     "balanced": "balanced",
@@ -29,7 +33,7 @@ MODES: Mapping[ControlMode, Mode] = {
 }
 RESIZES: Mapping[str, Resize] = {"just resize": "stretch", "crop and resize": "crop", "resize and fill": "fill"}
 INPAINT = "inpaint"
-"""The one preprocessor that is shown a mask besides the picture."""
+"""The one module that is shown a mask besides the picture."""
 
 
 def control_files(request: Painting) -> list[Path]:
@@ -38,48 +42,92 @@ def control_files(request: Painting) -> list[Path]:
     return [find(unit.model, "controlnet", settings).path for unit in request.controls if settings]
 
 
+def module_files(request: Painting) -> dict[str, Path]:
+    """Where the weights of the request's preprocessors lie, by the record's field.
+
+    Raises DanqingError for one that is missing, or a module that is unknown.
+    """
+    settings = load_settings() if request.controls else None
+    return {
+        f"controls.{index}.module.{number}": path
+        for index, unit in enumerate(request.controls)
+        for number, path in enumerate(_weights(unit.module, settings) if settings else ())
+    }
+
+
+def _weights(text: str, settings: Settings) -> list[Path]:
+    module, given = find_module(text)
+    if module is None:
+        try:
+            return [find(text, "preprocessor", settings).path]
+        except DanqingError:
+            if Path(text).suffix or "/" in text:
+                raise
+            find_preprocessor(text)  # which says what names there are
+    if module is None or not module.files:
+        return []
+    if given and len(module.files) > 1:
+        raise DanqingError(
+            f"controls: the module '{module.name}' needs {len(module.files)} files; write its name alone"
+        )
+    if given:
+        return [find(given, "preprocessor", settings).path]
+    return [_file(module, file, settings) for file in module.files]
+
+
+def _file(module: Module, file: str, settings: Settings) -> Path:
+    """The library's file of that published name, or its one folder of that task."""
+    entries = [entry for entry in known(settings) if entry.kind == "preprocessor"]
+    if file in TASKS:
+        paths = [entry.path for entry in entries if entry.path.is_dir() and _task(entry.path) == file]
+    else:
+        paths = [entry.path for entry in entries if entry.path.name.casefold() == file.casefold()]
+    if file in TASKS and len(paths) > 1:
+        names = ", ".join(f"'{module.name}:{path.name}'" for path in paths)
+        raise DanqingError(f"controls: several models could serve the module '{module.name}'; write one of {names}")
+    if not paths:
+        raise DanqingError(missing(module, [file]))
+    return paths[0]
+
+
+def _task(folder: Path) -> str:
+    try:
+        return find_module(module_of(folder))[0].files[0]  # type: ignore[union-attr]
+    except DanqingError:
+        return ""
+
+
 def load_controls(request: Painting, model: Model) -> Networks:
     """The request's networks by their paths, each once. Raises DanqingError for one that does not fit the model."""
     return {path: load_control(path, model) for path in dict.fromkeys(control_files(request))}
 
 
-def units(request: Painting, networks: Networks, pictures: Mapping[str, Image.Image]) -> tuple[Unit, ...]:
-    """The controls of a resolved request, with what its preprocessors make of their pictures.
+def with_units(studio: Studio, request: Painting) -> Studio:
+    """The studio with the controls of a resolved request besides its own, shown what preprocessors make of pictures.
 
     Raises DanqingError for one without a picture, an unknown preprocessor, or settings that make no sense.
     """
-    return tuple(
-        _unit(index, unit, networks[path], request, pictures)
-        for index, (unit, path) in enumerate(zip(request.controls, control_files(request)))
-    )
-
-
-def with_units(studio: Studio, request: Painting) -> Studio:
-    """The studio with the controls of a resolved request besides its own."""
     if not request.controls:
         return studio
-    return replace(studio, controls=(*studio.controls, *units(request, studio.networks, studio.pictures)))
+    units = (
+        _unit(index, unit, studio.networks[path], request, studio)
+        for index, (unit, path) in enumerate(zip(request.controls, control_files(request)))
+    )
+    return replace(studio, controls=(*studio.controls, *units))
 
 
-def _unit(
-    index: int,
-    asked: ControlUnit,
-    network: ControlNet | T2IAdapter,
-    request: Painting,
-    pictures: Mapping[str, Image.Image],
-) -> Unit:
-    own = pictures.get(f"controls.{index}.image")
-    picture = pictures.get("image") if own is None else own
+def _unit(index: int, asked: ControlUnit, network: ControlNet | T2IAdapter, request: Painting, studio: Studio) -> Unit:
+    own = studio.pictures.get(f"controls.{index}.image")
+    picture = studio.pictures.get("image") if own is None else own
     if picture is None:
         raise DanqingError(f"controls: '{asked.model}' is shown no picture; give one by its image")
-    module = asked.module.strip().lower()
-    if module == INPAINT or module.startswith("inpaint_"):
-        mask = pictures.get("mask")
+    if _is_inpaint(asked.module):
+        mask = studio.pictures.get("mask")
         if mask is None:
             raise DanqingError("controls: the preprocessor inpaint is for painting over with a mask, and there is none")
         hint = inpaint_hint(picture, mask.convert("L").resize(picture.size, Image.Resampling.NEAREST))
     else:
-        hint = to_hint(find_preprocessor(asked.module)(_sized(picture, asked, request)))
+        hint = to_hint(_preprocessed(index, asked, picture, request, studio))
     tasks = () if asked.union_control_type is None else (asked.union_control_type,)
     return Unit(
         network,
@@ -93,8 +141,38 @@ def _unit(
     )
 
 
+def _is_inpaint(module: str) -> bool:
+    found = find_module(module)[0]
+    return found is not None and found.name == INPAINT
+
+
+def _preprocessed(
+    index: int, asked: ControlUnit, picture: Image.Image, request: Painting, studio: Studio
+) -> Image.Image:
+    """What the module makes of the picture. Kept for the next batches: networks are loaded for it, and let go."""
+    sized = _sized(picture, asked, request)
+    numbers = asked.threshold_a, asked.threshold_b
+    key = "control picture", asked.module, numbers, sized.size, pixels_sha256(sized)
+    if key not in studio.cache:
+        mine = f"controls.{index}.module."
+        paths = [path for field, path in module_files(request).items() if field.startswith(mine)]
+        preprocess = find_preprocessor(
+            asked.module, paths, threshold_a=numbers[0], threshold_b=numbers[1], device=studio.model.device
+        )
+        studio.cache[key] = preprocess(sized)
+    made: Image.Image = studio.cache[key]
+    return made
+
+
 def _sized(picture: Image.Image, asked: ControlUnit, request: Painting) -> Image.Image:
-    """The picture at the painting's size, so that what is found in it is as sharp; whole where only a part is painted."""
+    """The picture at the painting's size, so that what is found in it is as sharp; whole where only a part is painted.
+
+    With `processor_res` its shorter side is that long, and what was found is made to fit.
+    """
+    if asked.processor_res is not None:
+        scale = asked.processor_res / min(picture.size)
+        width, height = (max(round(side * scale), 1) for side in picture.size)
+        return fit(picture, width, height)
     tiles = isinstance(request, ImageToImage) and request.sd_upscale is not None
     masked = isinstance(request, Inpaint) and request.inpaint_full_res
     if tiles or masked:

@@ -17,7 +17,7 @@ from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.models.clip_vision import SafetyChecker
 from danqing.pipeline.adapters import dress
-from danqing.pipeline.controls import control_files, load_controls, with_units
+from danqing.pipeline.controls import control_files, load_controls, module_files, with_units
 from danqing.pipeline.details import with_details
 from danqing.pipeline.detect import Detect
 from danqing.pipeline.expand import expand
@@ -213,6 +213,9 @@ def _resolved(request: Painting, studio: Studio) -> tuple[ResolvedRequest, dict[
     for index, file in enumerate(control_files(resolved.request)):
         others[f"controls.{index}"] = Reference(name=file.name)
         paths[f"controls.{index}"] = str(file)
+    for field, file in module_files(resolved.request).items():
+        others[field] = Reference(name=file.name)
+        paths[field] = str(file)
     for field, file in prompt_files(studio.prompters).items():
         others[field] = Reference(name=file.name)
         paths[field] = str(file)

@@ -25,6 +25,7 @@ from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.requests import ImagePrompt, Painting, PictureSource, Reference, ResolvedRequest
 from danqing.runtime.devices import pick_device
+from danqing.vocabulary import find_module
 
 _PICTURES = ("image", "mask", "subimage")
 _CHECKPOINTS = ("refiner_checkpoint", "hr_checkpoint_name")
@@ -158,8 +159,20 @@ def _further(told: Told, request: Painting) -> dict[str, Any]:
     for field in _CHECKPOINTS:
         if value := getattr(told.request, field, None):
             changes[field] = found(value, field)
+
+    def module(text: str, key: str) -> str:
+        row, file = find_module(text)
+        if row is None:
+            return found(text, key)
+        return f"{row.name}:{found(file, key)}" if file else text
+
     changes["controls"] = tuple(
-        unit.model_copy(update={"model": found(unit.model, f"controls.{index}")})
+        unit.model_copy(
+            update={
+                "model": found(unit.model, f"controls.{index}"),
+                "module": module(unit.module, f"controls.{index}.module.0"),
+            }
+        )
         for index, unit in enumerate(request.controls)
     )
     if (learned := request.aesthetic) is not None:
