@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from danqing.models.controlnet import from_unet
 from danqing.models.ip_adapter import IPAdapter
 from danqing.models.patches import Patches
 from danqing.models.unet import cross_attentions
+from danqing.models.weights import Blend
 from danqing.prompts.encode import conditionings
 from danqing.prompts.grammar import understand
 from danqing.sampling.predict import predictor, together
@@ -294,6 +296,35 @@ def test_reference_only(tiny: Model, fidelity: float) -> None:
             output = tiny.denoiser(given, told, conditioning.context, patches=changes)
         expected = clean(tiny, output)
         assert torch.allclose(side, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+def test_networks_that_answer_together_each_look_at_their_own(tiny: Model) -> None:
+    """One U-Net twice is the U-Net; and a blend is its networks' mean, whatever they look at."""
+    other = tiny_model(torch.device("cpu"), torch.float32).denoiser
+    for parameter in other.parameters():
+        parameter *= 1.1
+    halves = torch.full((2, 1, 1), 0.5)
+    picture = ReferencePicture(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)), fidelity=0.3)
+    alone = [answers(replace(tiny, denoiser=each), [picture])[0] for each in (tiny.denoiser, other)]
+    both = answers(replace(tiny, denoiser=Blend([tiny.denoiser, other], halves)), [picture])[0]
+    assert torch.allclose(both, (alone[0] + alone[1]) / 2, atol=1e-5 * float(both.abs().max()))
+
+
+@torch.no_grad()
+def test_what_the_model_changes_in_every_call_is_in_the_references(tiny: Model) -> None:
+    def doubled(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys * 2, values * 2
+
+    names = [name.replace("attn2", "attn1") for name in cross_attentions(tiny.family.denoiser)]
+    twice = copy.deepcopy(tiny.denoiser)
+    for name in names:
+        for part in ("to_k", "to_v"):
+            twice.get_parameter(f"{name}.{part}.weight").mul_(2)
+    picture = ReferencePicture(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)))
+    changed = answers(replace(tiny, patches=Patches(contexts=dict.fromkeys(names, doubled))), [picture])[0]
+    expected = answers(replace(tiny, denoiser=twice), [picture])[0]
+    assert torch.allclose(changed, expected, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_a_references_weight_is_a_share_of_the_attentions(tiny: Model) -> None:

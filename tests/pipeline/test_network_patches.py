@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from danqing.families import At, Model
 from danqing.metadata.infotext import infotext, read_infotext
 from danqing.models.controlnet import from_unet
 from danqing.models.patches import Patches, stacked
+from danqing.models.weights import Blend
 from danqing.pipeline.patching import patch_sources
 from danqing.pipeline.replay import replay
 from danqing.pipeline.resolve import resolve
@@ -177,6 +179,20 @@ def test_what_is_inverted_is_guided_by_nothing(tiny: Model, folder: Path) -> Non
         lines.append([line for line in said if line.startswith("inversion: ")])
     assert len(lines[0]) == 1
     assert lines[1:] == lines[:1] * 2
+
+
+def test_self_attention_with_networks_that_answer_together(tiny: Model) -> None:
+    torch.manual_seed(0)
+    other = copy.deepcopy(tiny.denoiser)
+    for parameter in other.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape))
+    shares = torch.full((2, 1, 1), 0.5)
+    request = TextToImage(prompt="a cat", sag=SelfAttention(scale=2.0, threshold=1.0), **QUICK)
+    one, two = (
+        painted(replace(tiny, denoiser=Blend(networks, shares)), request)
+        for networks in ([tiny.denoiser, other], [other, tiny.denoiser])
+    )
+    assert apart(one, two) <= 1  # in whatever order they are asked
 
 
 def test_self_attention_goes_by_the_call_that_it_guides(tiny: Model) -> None:

@@ -19,6 +19,7 @@ from danqing.families import At
 from danqing.models.conditioning import Conditioning
 from danqing.models.patches import Attention, Patches, with_attention
 from danqing.models.unet import UNetConfig, level_size, transformer_blocks
+from danqing.models.weights import ASKED
 from danqing.requests import PerturbedAttention, SelfAttention
 from danqing.sampling.predict import PatchSource
 from danqing.sampling.types import Denoise, Prediction
@@ -81,8 +82,9 @@ def _identity(plain: Attention, query: Tensor, key: Tensor, value: Tensor, hidde
 class Watched:
     """Marks a branch of which it is kept where its pixels look, in one call of what is guided."""
 
-    maps: list[list[Tensor]] = field(default_factory=list)
-    """For each call's pictures (B, T): how much each token of the middle is looked at, 1 on average."""
+    maps: list[dict[int, Tensor]] = field(default_factory=list)
+    """For each call's pictures (B, T), by the number of the network of several (`weights.ASKED`): how much each token of
+    the middle is looked at, 1 on average."""
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Watched:
         return self
@@ -123,25 +125,27 @@ class Watch:
         """A `PatchSource`, for the first place: so it sees all tokens, whatever merges or cuts them."""
         for mark in conditioning.controls:
             if isinstance(mark, Watched):
-                mark.maps.append([])
+                mark.maps.append({})
                 return Patches(blocks={WATCHED: partial(_watched, mark.maps[-1])})
         return None
 
     def blurred(self, branch: Conditioning, clean: Tensor) -> Tensor:
-        """The branch's clean prediction (B, C, H, W), blurred where its pixels look most (equations 10 to 12)."""
-        looked_at = torch.cat([call[-1] for call in self.marks[id(branch)].maps]).to(clean.device)
+        """The branch's clean prediction (B, C, H, W), blurred where its pixels look most (equations 10 to 12); of several
+        networks that answer together, on average."""
+        calls = self.marks[id(branch)].maps
+        looked_at = torch.cat([torch.stack([*call.values()]).mean(0) for call in calls]).to(clean.device)
         size = level_size(clean.shape[-2], clean.shape[-1], self.level)
         mask = (looked_at > self.sag.threshold).to(clean.dtype).unflatten(1, size)[:, None]
         mask = F.interpolate(mask, clean.shape[-2:])  # to the nearest
         return clean + (blur(clean, self.sag.blur_sigma) - clean) * mask
 
 
-def _watched(seen: list[Tensor], run: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
+def _watched(seen: dict[int, Tensor], run: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
     return run(*with_attention(arguments, f"{WATCHED}.attn1", partial(_watch, seen)))
 
 
 def _watch(
-    seen: list[Tensor],
+    seen: dict[int, Tensor],
     plain: Attention,
     query: Tensor,
     key: Tensor,
@@ -153,7 +157,7 @@ def _watch(
     for head in range(query.shape[1]):  # one at a time: all scores at once would be large
         scores = query[:, head].float() @ key[:, head].float().transpose(1, 2) * query.shape[-1] ** -0.5
         total = total + scores.softmax(-1).sum(1)
-    seen.append(total / query.shape[1])  # a call that is done again in float32 is seen again: the last counts
+    seen[ASKED.get()] = total / query.shape[1]  # a call that is done again in float32 is seen again: the last counts
     return plain(query, key, value)
 
 

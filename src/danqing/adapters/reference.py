@@ -13,21 +13,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from danqing.adapters.control import fitted, holds
 from danqing.errors import DanqingError
 from danqing.families import At, Model
 from danqing.models.conditioning import Conditioning
-from danqing.models.patches import Attention, AttentionPatch, Patches
+from danqing.models.patches import Attention, Patches
 from danqing.models.unet import UNetConfig, transformer_blocks
-from danqing.models.weights import ByStep
-from danqing.runtime.numerics import guarded
-from danqing.sampling.predict import PatchSource
+from danqing.models.weights import ASKED
+from danqing.sampling.predict import PatchSource, ask
 from danqing.vocabulary import Dialect
 
-Bank = dict[str, list[tuple[Tensor, Tensor]]]
-"""By self-attention: the keys and values of the pictures that it was shown."""
+Pair = dict[int, tuple[Tensor, Tensor]]
+"""The keys and values of one picture in one self-attention, by the number of the network of several (`weights.ASKED`)."""
+Bank = dict[str, list[Pair]]
+"""By self-attention: those of the pictures that it was shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,40 +135,29 @@ def _show(
     seen = seen.to(scaled.device, scaled.dtype).expand(len(scaled), -1, -1, -1)
     if scaled.shape[1] > seen.shape[1]:  # what an inpainting model is told besides
         seen = torch.cat([seen, scaled[:, seen.shape[1] :]], 1)
-    denoiser: nn.Module = model.denoiser.at(at.step) if isinstance(model.denoiser, ByStep) else model.denoiser
-
-    written: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def run() -> Tensor:
-        made: dict[str, tuple[Tensor, Tensor]] = {}
-        patches = Patches(attention={name: _writer(name, made) for name in names})
-        output: Tensor = denoiser(
-            seen,
-            told,
-            conditioning.context,
-            mask=conditioning.mask,
-            pooled=conditioning.pooled,
-            patches=patches,
-            **conditioning.extra,
-        )
-        written.update(made)
-        return output
-
-    guarded(denoiser, run, lambda module, part: say(f"NaN in {module}: {part} ran in float32"), "U-Net")
-    for name, pair in written.items():
-        bank.setdefault(name, []).append(pair)
+    for name in names:
+        bank.setdefault(name, []).append({})
+    patches = Patches(attention={name: partial(_write, bank[name][-1]) for name in names})
+    ask(
+        model,
+        seen,
+        told,
+        at,
+        conditioning,
+        patches,
+        lambda module, part: say(f"NaN in {module}: {part} ran in float32"),
+    )
 
 
-def _writer(name: str, made: dict[str, tuple[Tensor, Tensor]]) -> AttentionPatch:
-    def write(plain: Attention, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
-        made[name] = key, value
-        return plain(query, key, value)
-
-    return write
+def _write(
+    made: Pair, plain: Attention, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, context: Tensor
+) -> Tensor:
+    made[ASKED.get()] = key, value
+    return plain(query, key, value)
 
 
 def _read(
-    pairs: list[tuple[Tensor, Tensor]],
+    pairs: list[Pair],
     own: float,
     plain: Attention,
     query: Tensor,
@@ -176,7 +166,8 @@ def _read(
     hidden: Tensor,
     context: Tensor,
 ) -> Tensor:
-    keys = torch.cat([key, *(k.to(key.dtype) for k, _ in pairs)], 2)
-    values = torch.cat([value, *(v.to(value.dtype) for _, v in pairs)], 2)
+    seen = [pair[ASKED.get()] for pair in pairs]
+    keys = torch.cat([key, *(k.to(key.dtype) for k, _ in seen)], 2)
+    values = torch.cat([value, *(v.to(value.dtype) for _, v in seen)], 2)
     out = plain(query, keys, values)
     return out if own == 0 else own * plain(query, key, value) + (1 - own) * out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -101,8 +102,12 @@ class ByStep(nn.Module):
         return self.networks[self.order[min(max(int(step), 0), len(self.order) - 1)]]
 
 
+ASKED: ContextVar[int] = ContextVar("ASKED", default=0)
+"""The number of the network of a `Blend` that is being asked: what a patch has seen in one of them is not the others'."""
+
+
 class Blend(nn.Module):
-    """Networks that answer together: the weighted sum of what they say to the same question."""
+    """Networks that answer together: the weighted sum of what they say to the same question. `ASKED` tells which it is."""
 
     shares: Tensor
 
@@ -115,5 +120,12 @@ class Blend(nn.Module):
     def forward(self, latents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the networks'."""
         shares = F.interpolate(self.shares[None], size=latents.shape[-2:], mode="area")[0].to(latents.dtype)
-        answers = [network(latents, *args, **kwargs) for network in self.networks]
+        answers = []
+        before = ASKED.get()
+        try:
+            for number, network in enumerate(self.networks):
+                ASKED.set(number)
+                answers.append(network(latents, *args, **kwargs))
+        finally:
+            ASKED.set(before)
         return torch.stack([answer * share for answer, share in zip(answers, shares)]).sum(0)

@@ -33,6 +33,38 @@ def together(sources: Sequence[PatchSource]) -> PatchSource | None:
     return source
 
 
+def ask(
+    model: Model,
+    scaled: Tensor,
+    told: Tensor,
+    at: At,
+    conditioning: Conditioning,
+    changes: Patches | None,
+    note: Callable[[str, str], None],
+) -> Tensor:
+    """What the model's network answers, (N, C, H, W), to `scaled` (N, C', H, W) at the step `told` (1,) that it is told.
+
+    The one call of it: the network is that of the step `at`, `model.patches` hold and `changes` around them, and what is
+    not finite is done again in float32, of which `note` is told (`numerics.guarded`).
+    """
+    denoiser = model.denoiser.at(at.step) if isinstance(model.denoiser, ByStep) else model.denoiser
+    patches = stacked([model.patches, changes])
+
+    def run() -> Tensor:
+        output: Tensor = denoiser(
+            scaled,
+            told,
+            conditioning.context,
+            mask=conditioning.mask,
+            pooled=conditioning.pooled,
+            patches=patches,
+            **conditioning.extra,
+        )
+        return output
+
+    return guarded(denoiser, run, note, "U-Net")
+
+
 def predictor(
     model: Model,
     *,
@@ -66,28 +98,14 @@ def predictor(
         if conditioning.channels is not None:
             scaled = torch.cat([scaled, conditioning.channels], 1)
         told = torch.tensor([timestep_of(at.sigma)], device=model.device, dtype=torch.float32)
-        changes = stacked([model.patches, patches(scaled, told, at, conditioning) if patches else None])
-
-        denoiser = model.denoiser.at(at.step) if isinstance(model.denoiser, ByStep) else model.denoiser
-
-        def run() -> Tensor:
-            output: Tensor = denoiser(
-                scaled,
-                told,
-                conditioning.context,
-                mask=conditioning.mask,
-                pooled=conditioning.pooled,
-                patches=changes,
-                **conditioning.extra,
-            )
-            return output
+        changes = patches(scaled, told, at, conditioning) if patches else None
 
         def note(module: str, part: str) -> None:
             if module not in said:
                 said.add(module)
                 say(f"NaN in {module} at step {at.step:g}: {part} ran in float32")
 
-        output = guarded(denoiser, run, note, "U-Net")
+        output = ask(model, scaled, told, at, conditioning, changes, note)
         return c_skip * latents + c_out * output.float()
 
     def predict(latents: Tensor, at: At, branches: Sequence[Conditioning]) -> list[Tensor]:
@@ -99,8 +117,8 @@ def predictor(
         for start in range(0, count, size):
             rows = slice(start, min(start + size, count))
             for group in groups:
-                stacked = _stack([_rows(branches[i], rows) for i in group], rows.stop - rows.start, pad)
-                clean = call(x[rows].repeat(len(group), 1, 1, 1), at, stacked)
+                rowed = _stack([_rows(branches[i], rows) for i in group], rows.stop - rows.start, pad)
+                clean = call(x[rows].repeat(len(group), 1, 1, 1), at, rowed)
                 for index, part in zip(group, clean.chunk(len(group))):
                     answers[index].append(part)
         return [torch.cat(parts).to(latents.device) for parts in answers]
