@@ -13,7 +13,7 @@ from danqing.cli import app
 from danqing.families import Model
 from danqing.pipeline.models import load
 from danqing.sampling.samplers import options_of
-from danqing.vocabulary import SAMPLERS, SCHEDULERS, Sampler, Scheduler
+from danqing.vocabulary import MODULES, SAMPLERS, SCHEDULERS, Module, Sampler, Scheduler
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,6 +52,13 @@ def test_every_scheduler_has_its_row(scheduler: Scheduler) -> None:
     row = rows(section("sampling.md", "Schedules"))[scheduler.name]
     assert row[1] == ", ".join(scheduler.aliases)
     assert row[2]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_every_preprocessor_is_named_with_its_files(module: Module) -> None:
+    text = section("adapters.md", "ControlNets")
+    for name in (module.name, *(file for file in module.files if "." in file)):
+        assert f"`{name}`" in text
 
 
 def options(*path: str) -> list[str]:

@@ -155,5 +155,7 @@ def test_numbers() -> None:
         numbers = {"threshold_a": module.thresholds[0].default}  # what is unset is the default
         same = find_preprocessor(module.name, **numbers)(drawing())
         np.testing.assert_array_equal(array(same), array(find_preprocessor(module.name)(drawing())))
+    with pytest.raises(DanqingError, match="'inpaint' is made of a picture and its mask"):
+        find_preprocessor("inpaint_only")
     with pytest.raises(DanqingError, match="'invert' takes no threshold_a"):
         find_preprocessor("invert", threshold_a=1)

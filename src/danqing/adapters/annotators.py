@@ -74,7 +74,7 @@ _WRAPPED = re.compile(r"^(module\.)?(model\d(_\d)?\.(?=M?conv))?")
 
 def find_preprocessor(
     name: str,
-    paths: Sequence[Path] = (),
+    paths: Sequence[Path | str] = (),
     *,
     threshold_a: float | None = None,
     threshold_b: float | None = None,
@@ -94,16 +94,20 @@ def find_preprocessor(
         module, paths = module_of(path), [path]
         if len(module.files) > 1:
             raise DanqingError(f"{path}: is one of several files; write '{module.name}' for the module, not the file")
-    paths = paths or ([Path(given).expanduser()] if given else [])
-    if len(paths) < len(module.files):
-        raise DanqingError(missing(module, module.files[len(paths) :]))
+    files = [Path(path).expanduser() for path in (paths or [given]) if path]
+    if len(files) < len(module.files):
+        raise DanqingError(missing(module, module.files[len(files) :]))
+    if not module.files and module.name not in PREPROCESSORS:
+        raise DanqingError(
+            f"control: '{module.name}' is made of a picture and its mask; it is for painting over with one"
+        )
     numbers = {}
     for index, value in enumerate((threshold_a, threshold_b)):
         if value is not None and index >= len(module.thresholds):
             raise DanqingError(f"control: the preprocessor '{module.name}' takes no threshold_{'ab'[index]}")
         if value is not None:
             numbers[module.thresholds[index].name] = value
-    made = _MAKERS[module.name](paths, device) if module.files else PREPROCESSORS[module.name]
+    made = _MAKERS[module.name](files, device) if module.files else PREPROCESSORS[module.name]
     return partial(made, **numbers) if numbers else made
 
 
