@@ -327,6 +327,16 @@ def test_what_the_model_changes_in_every_call_is_in_the_references(tiny: Model) 
     assert torch.allclose(changed, expected, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_what_is_shown_is_moved_to_the_models_device_once(tiny: Model) -> None:
+    prompt = replace(picture_prompt(network(tiny, "face"), tiny.family.denoiser, faces=faces(1)), mask=torch.ones(1, 1, 64, 64))  # fmt: skip
+    unit = Unit(from_unet(tiny.denoiser), (torch.rand(1, 3, 64, 64),))  # type: ignore[arg-type]
+    reference = ReferencePicture(torch.rand(1, 3, 64, 64))
+    units: list[Any] = [prompt, unit, reference]
+    for (side,) in steered((text(1),), (text(2),), units, (8, 8), 8, lambda pixels: pixels[:, :, ::8, ::8], "meta"):
+        assert len(side.controls) == 3
+        assert all(a is b for a, b in zip(side.controls, side.to("meta").controls))
+
+
 def test_a_references_weight_is_a_share_of_the_attentions(tiny: Model) -> None:
     every = looking(SD1.denoiser, 1.0)
     assert len(every) == 16

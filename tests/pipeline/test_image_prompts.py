@@ -15,14 +15,17 @@ from safetensors.torch import load_file, save_file
 
 import danqing
 from danqing.adapters.identity import Identity
+from danqing.adapters.reference import ReferencePicture
 from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.metadata.infotext import infotext, read_infotext
 from danqing.models.controlnet import from_unet
+from danqing.pipeline.decode import encode
 from danqing.pipeline.image_prompts import load_prompters, with_prompt_loras
 from danqing.pipeline.replay import replay
 from danqing.pipeline.resolve import resolve
 from danqing.pipeline.run import Studio, prepare
+from danqing.pipeline.start import Start
 from danqing.prompts.encode import conditionings
 from danqing.prompts.grammar import understand
 from danqing.requests import ImagePrompt, ImageToImage, Inpaint, Reference, TextToImage, read
@@ -259,6 +262,33 @@ def test_when_photographs_count_goes_by_the_runs_own_steps(tiny: Model) -> None:
     assert [branch.steps for branch in run.positive] == [(-math.inf, first), (first, math.inf)]
     early = replace(who, start=0.0, end=0.25)
     assert prepare(resolved, tiny, print, strength=0.4, controls=(early,)).positive[0].steps[1] == run.count // 4 + 1
+
+
+def test_a_reference_is_encoded_once(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counted(*told: Any, **more: Any) -> torch.Tensor:
+        seen.append(1)
+        return encode(*told, **more)
+
+    monkeypatch.setattr("danqing.pipeline.run.encode", counted)
+    danqing.paint(text("reference only,photo.png", n_iter=3), tiny, say=lambda line: None)
+    assert len(seen) == 1
+
+
+def test_what_guides_by_a_picture_has_the_controls_on_all_its_sides(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: list[Any] = []
+    monkeypatch.setattr("danqing.pipeline.run.guidance.instruct", lambda predict, *told: sides.extend(told))
+    family = replace(tiny.family, denoiser=replace(tiny.family.denoiser, in_channels=8))
+    request = TextToImage(prompt="a man", **QUICK)
+    shown = ReferencePicture(torch.rand(1, 3, 64, 64), fidelity=0.3)
+    run = prepare(resolve(request, family, Reference(name="m")), replace(tiny, family=family), print, controls=(shown,))
+    run._guided(run.plans[0], Start(torch.zeros(1, 4, 8, 8), channels=torch.ones(1, 4, 8, 8)))
+    _, picture, neither, *_ = sides
+    assert picture[0].controls == neither[0].controls != ()
+    assert not neither[0].channels.any()
 
 
 def test_a_photomaker_goes_with_a_subprompt(tiny: Model) -> None:

@@ -134,6 +134,17 @@ def test_a_lora_of_few_steps_brings_its_settings(tiny: Model, folder: Path) -> N
     assert first.sigma_max == pytest.approx(tiny.process.sigma_at(800))
 
 
+def test_self_attention_at_scale_0_costs_nothing(tiny: Model) -> None:
+    request = TextToImage(prompt="a cat", sag=SelfAttention(scale=0), **QUICK)
+    run = prepare(resolve(request, tiny.family, Reference(name="m")), tiny, print)
+    calls: list[int] = []
+    counted = copy.deepcopy(tiny.denoiser)
+    counted.register_forward_hook(lambda *told: calls.append(1))
+    denoise = replace(run, model=replace(tiny, denoiser=counted)).denoiser(run.plans[0])
+    denoise(torch.zeros(1, 4, 8, 8), At(float(run.sigmas[0]), 0))
+    assert len(calls) == 1
+
+
 OFF: dict[str, Any] = {
     "freeu": {"b1": 1, "b2": 1, "s1": 1, "s2": 1, "start": 0.5, "end": 0.5},
     "pag": {"scale": 0},

@@ -47,18 +47,25 @@ def steered(
     cells: tuple[int, int],
     cell: int,
     encode: Callable[[Tensor], Tensor],
+    device: torch.device | str | None = None,
 ) -> tuple[Branches, Branches]:
     """The branches of both sides with what acts on them, for latents of `cells` = (width, height), `cell` pixels each.
 
     `encode` makes latents of pixels (1, 3, H, W) in [-1, 1]. Picture prompts' tokens stand one after another in
     `image_tokens`. A ControlNet that listens to a picture prompt is told where its tokens are.
+    Hints, masks and references are moved to `device`, if one is given: what is elsewhere than the model would be copied
+    in every call, and a copied hint embedded anew.
     Raises DanqingError for one that listens to a prompt that is not among the units.
     """
+
+    def here(tensor: Tensor) -> Tensor:
+        return tensor if device is None else tensor.to(device)
+
     prompts = [unit for unit in units if isinstance(unit, PicturePrompt)]
     placed: list[Shown] = []
     first = 0
     for prompt in prompts:
-        placed.append(shown(prompt, first, *cells, cell))
+        placed.append(shown(prompt, first, *cells, cell).map(here))
         first += prompt.sides[0].shape[1]
     if placed:
         positive = _with_tokens(positive, [prompt.sides[0] for prompt in prompts], placed)
@@ -66,7 +73,7 @@ def steered(
     for unit in units:
         if isinstance(unit, ReferencePicture):
             ours, theirs = references(unit, cells[0] * cell, cells[1] * cell, encode)
-            positive, negative = _with(positive, [ours]), _with(negative, [theirs])
+            positive, negative = _with(positive, [ours.map(here)]), _with(negative, [theirs.map(here)])
     nets = []
     for unit in units:
         if isinstance(unit, Unit):
@@ -74,7 +81,7 @@ def steered(
             if heard is None and unit.listens is not None:
                 raise DanqingError("control: listens to a picture prompt that is not among the units; give it too")
             told = None if heard is None else (heard.first, heard.count)
-            nets.append(replace(control.control(unit, *cells, cell), told=told))
+            nets.append(replace(control.control(unit, *cells, cell).map(here), told=told))
     return with_controls(positive, nets, True), with_controls(negative, nets, False)
 
 

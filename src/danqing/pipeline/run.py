@@ -109,7 +109,8 @@ class Run:
         r, process = self.resolved.request, self.model.process
         sampler = find_sampler(r.sampler_name or "")
         told = timesteps(process, r.dialect, sampler.name, r.scheduler or "")
-        watch = Watch(r.sag, self.model.family.denoiser) if r.sag is not None else None
+        sag = r.sag if r.sag is not None and r.sag.scale else None
+        watch = None if sag is None else Watch(sag, self.model.family.denoiser)
         sources: list[PatchSource] = [] if watch is None else [watch.source]
         steering = steering_sources(self.controls, self.model, self.count, r.dialect, self.note)
         sources += patch_sources(r, self.model, self.count, steering)
@@ -137,25 +138,21 @@ class Run:
             scale = guidance.skip_alternate(scale, r.s_min_uncond, 2 if sampler.second_order else 1)
         keep = sampler.name in NEEDS_NEGATIVE
         channels = self.channels if start is None or start.channels is None else start.channels
-        cell = self.model.family.autoencoder.downscale
         positive, negative = (_with_channels(side, channels) for side in (self.positive, self.negative))
-        positive, negative = steered(positive, negative, self.controls, self.cells, cell, self.latents)
         if embeds:
             positive, negative = (_with_scale(side, r.cfg_scale or 0.0) for side in (positive, negative))
         seen = (positive, negative) if watch is None else (watch.marked(positive), watch.marked(negative))
         if channels is not None and channels is not self.channels and self.model.family.variant == "pix2pix":
             by_picture = (isinstance(r, ImageToImage) and r.image_cfg_scale) or 0.0
-            neither = _with_channels(self.negative, torch.zeros_like(channels))
+            neither = _with_channels(negative, torch.zeros_like(channels))
             denoise = guidance.instruct(predict, positive, negative, neither, r.cfg_scale or 0.0, by_picture)
         else:
             denoise = guidance.classifier_free(predict, *seen, scale, keep)
         if r.pag is not None:
             denoise = guidance.perturbed_attention(denoise, predict, perturbed(positive), pag_scale(r.pag, told))
-        if r.sag is not None and watch is not None:
-            sides = (positive, negative)
-            denoise = guidance.self_attention(
-                watch.watching(denoise), predict, *sides, process, r.sag.scale, watch.blurred
-            )
+        if watch is not None:
+            asked, scale = watch.watching(denoise), watch.sag.scale
+            denoise = guidance.self_attention(asked, predict, positive, negative, process, scale, watch.blurred)
         if r.dynamic_thresholding is not None:
             thresholds = r.dynamic_thresholding
             denoise = guidance.dynamic_thresholding(denoise, thresholds.mimic_scale, thresholds.percentile)
@@ -268,7 +265,7 @@ def prepare(
     refiner: Model | None = None,
     controls: Sequence[Steering] = (),
 ) -> Run:
-    """Encode the prompts, choose the noise levels and a plan that fits in memory.
+    """Encode the prompts and what is shown, choose the noise levels and a plan that fits in memory.
 
     `strength` and `exact` are `levels`'s, `first_pass_steps` and `pictures` are `texts.encode`'s. `refiner` paints the
     last steps. `controls` steer all but those.
@@ -301,9 +298,10 @@ def prepare(
     fitting = fitting_plans(r, model, branches, note)
     full = strength is None or len(sigmas) == len(levels(r, model))
     channels = empty_channels(model, r)
-    return Run(
-        model, resolved, positive, negative, sigmas, note, wrap, fitting, second, channels, full, tuple(controls)
-    )
+    run = Run(model, resolved, positive, negative, sigmas, note, wrap, fitting, second, channels, full, tuple(controls))
+    cell = model.family.autoencoder.downscale
+    positive, negative = steered(positive, negative, controls, run.cells, cell, run.latents, model.device)
+    return replace(run, positive=positive, negative=negative)
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,6 +366,7 @@ def fitting_plans(request: Painting, model: Model, branches: int, note: Say) -> 
             itemsize=itemsize,
             branches=branches,
             window=window,
+            controls=len(request.controls),
         )
 
     return first_that_fits(plans(together, model.device), peak, available(model.device), note)
