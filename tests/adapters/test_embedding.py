@@ -237,6 +237,19 @@ def test_a_prompts_embeddings_change_the_picture_and_are_recorded(tiny: Model, f
     assert not tiny.embeddings
 
 
+def test_a_file_that_is_made_again_is_read_again(tiny: Model, folder: Path) -> None:
+    cache: dict[Any, Any] = {}
+    options: dict[str, Any] = {"steps": 1, "width": 64, "height": 64, "seed": 1}
+
+    def toy() -> np.ndarray[Any, Any]:
+        return pixels(paint(TextToImage(prompt="a toy", **options), tiny, say=lambda line: None, cache=cache)[0])
+
+    before = toy()
+    assert np.array_equal(before, toy())
+    write(folder / "sub" / "toy.safetensors", {"emb_params": random(3, 64, seed=4, size=1)})
+    assert not np.array_equal(before, toy())
+
+
 def test_a_call_by_name_and_folder(tiny: Model, folder: Path) -> None:
     bare = pixels(painted(tiny, "a toy"))
     for name in ("toy", "sub/toy", "sub/toy.safetensors", str(folder / "sub" / "toy.safetensors")):

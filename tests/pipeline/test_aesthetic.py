@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from danqing.adapters.aesthetic import arc, read, with_aesthetic
+from danqing.adapters.aesthetic import arc, learned, read, with_aesthetic
 from danqing.checkpoints.hashes import sha256
 from danqing.errors import DanqingError
 from danqing.families import Model
@@ -66,6 +66,26 @@ def test_a_field_that_changes_the_picture_and_is_recorded(tiny: Model, folder: P
     assert told is not None
     assert (told.embedding, told.weight, told.projection) == ("flowers.pt", 0.8, "clip.safetensors")
     assert not tiny.text_changes
+
+
+def test_what_was_learned_is_kept_while_the_file_is_the_same(
+    tiny: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnings: list[int] = []
+
+    def counted(*told: Any) -> torch.Tensor:
+        learnings.append(1)
+        return learned(*told)
+
+    monkeypatch.setattr("danqing.adapters.aesthetic.learned", counted)
+    cache: dict[Any, Any] = {}
+    request = read_request(TextToImage, {"prompt": "a cat", "aesthetic": ASKED, "steps": 1, "width": 64, "height": 64})
+    for _ in range(2):
+        paint(request, tiny, say=lambda line: None, cache=cache)
+    assert len(learnings) == 1
+    torch.save(random(1, 24, size=3, seed=8), folder / "aesthetic_embeddings" / "flowers.pt")
+    paint(request, tiny, say=lambda line: None, cache=cache)
+    assert len(learnings) == 2
 
 
 def test_the_extensions_infotext_is_read() -> None:

@@ -131,5 +131,8 @@ def test_a_loras_own_embedding_is_a_word(tiny: Model, folder: Path) -> None:
     said: list[str] = []
     with_word = painted(tiny, "a zzq <lora:words:0>", said)
     assert "words: carries an embedding, which prompts call zzq" in said
+    called = painted(tiny, "a embedding:zzq <lora:words:0>", said := [])
+    assert not any("is left out" in line for line in said)
+    assert np.array_equal(pixels(called), pixels(with_word))
     assert not np.array_equal(pixels(with_word), pixels(painted(tiny, "a zzq")))
     assert np.array_equal(pixels(painted(tiny, "a cat <lora:words:0>")), pixels(painted(tiny, "a cat")))

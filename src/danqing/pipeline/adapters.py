@@ -143,6 +143,12 @@ def _alias(path: Path) -> str | None:
         return None
 
 
+def stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """What tells a file, or those of a folder, as they are now: path, size and time of the last change of each."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return tuple((str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
+
+
 def dress(request: Painting, studio: Studio) -> Dressed:
     """The studio whose models wear the adapters that the request's prompts name: embeddings in any of them, LoRAs and
     hypernetworks in the prompt; those of a hires prompt hold in its pass. And its aesthetic embedding.
@@ -150,11 +156,11 @@ def dress(request: Painting, studio: Studio) -> Dressed:
     A name that is no file's is told to `studio.note`, and the picture is painted without it. Raises DanqingError for
     a file that is damaged or made for another family, and for a tag that makes no sense.
     """
-    studio, embeddings = speaking(request, studio)
-    if embeddings:
-        words = tuple((embedding.name, str(embedding.path)) for embedding in embeddings)
-        studio = replace(studio, cache=studio.cache.setdefault(("embeddings", words), {}))
     studio, loras = _with_loras(request, studio)
+    studio, embeddings = speaking(request, studio)  # but for those that LoRAs have brought
+    if embeddings:
+        words = tuple((embedding.name, stamps(embedding.path)) for embedding in embeddings)
+        studio = replace(studio, cache=studio.cache.setdefault(("embeddings", words), {}))
     studio, networks = _with_hypernetworks(request, studio)
     references = {f"lora:{name}": Reference(name=name, autov3=_autov3(path)) for name, path in loras.items()}
     paths = {f"lora:{name}": path for name, path in loras.items()}
@@ -176,7 +182,7 @@ def _with_loras(request: Painting, studio: Studio) -> tuple[Studio, dict[str, Pa
         _say_idle(request, 0, studio.note)
         return studio, files
     first, second = ([want for want in wants if want.name in files] for wants in asked)
-    kept = tuple((str(files[want.name]), want.te, want.blocks and want.blocks["BASE"]) for want in first)
+    kept = tuple((stamps(files[want.name]), want.te, want.blocks and want.blocks["BASE"]) for want in first)
     _say_idle(request, max(len(first), len(second)), studio.note)
     places = _places(request, studio, names)
 
@@ -233,7 +239,8 @@ def _with_aesthetic(request: Painting, studio: Studio) -> tuple[Studio, dict[str
             slerp=asked.slerp,
         )
 
-    return _dressed(studio, [asked], [asked], wear), files
+    cache = studio.cache.setdefault(("aesthetic", asked, *map(stamps, files.values())), {})
+    return replace(_dressed(studio, [asked], [asked], wear), cache=cache), files
 
 
 def _passes(request: Painting) -> tuple[str, str]:

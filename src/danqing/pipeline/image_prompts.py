@@ -36,6 +36,7 @@ from danqing.library.settings import Settings, load_settings
 from danqing.models.controlnet import ControlNet
 from danqing.models.ip_adapter import IPAdapter, IPAdapterConfig
 from danqing.models.photomaker import PhotoMaker
+from danqing.pipeline.adapters import stamps
 from danqing.pipeline.images import flatten, mask_pixels
 from danqing.pipeline.run import Prompter, Studio
 from danqing.requests import REFERENCE, ImagePrompt, Painting, TextToImage
@@ -135,7 +136,7 @@ def with_prompt_loras(studio: Studio, request: Painting) -> Studio:
         return apply(model, uses, studio.note)
 
     others = {**studio.others, **({} if other is None else {"hr_checkpoint_name": wear(other)})}
-    cache = studio.cache.setdefault(("prompters", tuple(map(str, parts))), {})
+    cache = studio.cache.setdefault(("prompters", *map(stamps, parts)), {})
     return replace(studio, model=wear(studio.model), others=others, cache=cache)
 
 

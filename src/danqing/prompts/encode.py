@@ -185,7 +185,7 @@ class _Tower:
         """`hidden` (1, 77, C) of a chunk, with its weights, as the model's adapters change it."""
         if self.change is None:
             return hidden
-        key = (self.encoder.name, self.layer, chunk, emphasis, self.change)
+        key = ("changed", self.encoder.name, self.layer, chunk, emphasis)
         if key not in self.cache:
             self.cache[key] = self.change(self.network, partial(self.read, chunk), hidden)
         found: Tensor = self.cache[key]
