@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES
 from danqing.models.autoencoder import Autoencoder
+from danqing.models.controlnet import ControlNet, ControlNetConfig
+from danqing.models.patches import Patches
 from danqing.models.unet import UNet
 from danqing.runtime.memory import (
     Plan,
@@ -77,6 +80,38 @@ def test_the_denoisers_activations_are_what_a_run_of_the_full_network_holds(name
             added = {"pooled": torch.empty(1, config.pooled_width), "time_ids": torch.empty(1, config.size_ids)}
         counted = _counted(net, lambda: net(x, t, context, **added))
     assert 0.93 < 4 * denoiser_activations(config, width, height) / counted < 1.1
+
+
+@pytest.mark.usefixtures("_flash")
+@pytest.mark.parametrize("count", [1, 2])
+def test_controls_are_counted(count: int) -> None:
+    config = SD1.denoiser
+    with torch.device("meta"):
+        net, control = UNet(config), ControlNet(ControlNetConfig(config))
+        x, t, context = torch.empty(1, 4, 96, 64), torch.empty(1), torch.empty(1, 77, config.context_width)
+
+        def run() -> None:
+            hints = [control.hint(torch.empty(1, 3, 768, 512)) for _ in range(count)]
+            skips: dict[str, torch.Tensor] = {}
+            for hint in hints:
+                for name, made in control(x, t, context, [hint]).items():
+                    skips[name] = skips[name] + made if name in skips else made
+                    del made
+            middle = {"mid_block": skips.pop("mid_block")}
+            net(x, t, context, patches=Patches(skips=skips, residuals=middle))
+
+        counted = _counted(nn.ModuleList([net, control]), run)
+    peak = predicted_peak(
+        Plan(1, branches_apart=True),
+        weights=0,
+        denoiser=config,
+        autoencoder=replace(SD1.autoencoder, channels=(1, 1, 1, 1)),  # so that the decode does not count
+        width=512,
+        height=768,
+        itemsize=4,
+        controls=count,
+    )
+    assert 0.93 < (peak - 96 * 2**20) / counted < 1.25
 
 
 @pytest.mark.usefixtures("_flash")

@@ -89,18 +89,22 @@ def predicted_peak(
     decode_itemsize: int | None = None,
     branches: int = 2,
     window: tuple[int, int] | None = None,
+    controls: int = 0,
 ) -> int:
     """Bytes that painting takes at its peak: weights, and the larger of a denoiser's call and a decode.
 
     `width` and `height` in pixels; `itemsize` is a value's bytes (4 for float32, 2 for half precision), for the
     autoencoder `decode_itemsize` where it differs; `branches` are the prompts evaluated per picture. `window` (width,
-    height) in latent cells is the most that a call of the denoiser sees of a picture.
+    height) in latent cells is the most that a call of the denoiser sees of a picture. `controls` are the ControlNets and
+    T2I-Adapters: what they add to the skip connections waits for the denoiser, and each keeps its hint.
     """
     scale = autoencoder.downscale
     columns, rows = math.ceil(width / scale), math.ceil(height / scale)
     batch = plan.pictures_per_call * (1 if plan.branches_apart else branches)
     seen = (columns, rows) if window is None else (min(columns, window[0]), min(rows, window[1]))
-    call = batch * denoiser_activations(denoiser, *seen) * itemsize
+    values = denoiser_activations(denoiser, *seen) + (_skips(denoiser, *seen) if controls else 0)
+    hints = controls * denoiser.channels[0] * columns * rows
+    call = (batch * values + hints) * itemsize
     if plan.tile is not None:
         columns, rows = min(columns, plan.tile), min(rows, plan.tile)
     pixels = columns * rows * scale * scale
@@ -112,12 +116,26 @@ def predicted_peak(
 
 def denoiser_activations(config: DenoiserShape, width: int, height: int) -> int:
     """Values that live at once in a call of one row; sizes in latent cells. The skip connections, and the widest level."""
-    skips, widest = config.channels[0] * width * height, 0.0
-    for level, (channels, depths) in enumerate(zip(config.channels, config.down_depth)):
-        size = channels * math.ceil(width / 2**level) * math.ceil(height / 2**level)
-        skips += len(depths) * size + (size // 4 if level < len(config.channels) - 1 else 0)
-        widest = max(widest, size * (_TRANSFORMER if any(depths) else _RESIDUAL))
-    return round(skips + widest)
+    widest = max(
+        size * (_TRANSFORMER if any(depths) else _RESIDUAL)
+        for size, depths in zip(_level_sizes(config, width, height), config.down_depth)
+    )
+    return round(_skips(config, width, height) + widest)
+
+
+def _skips(config: DenoiserShape, width: int, height: int) -> int:
+    """Values of one row's skip connections."""
+    sizes = _level_sizes(config, width, height)
+    own = sum(len(depths) * size for size, depths in zip(sizes, config.down_depth))
+    return config.channels[0] * width * height + own + sum(size // 4 for size in sizes[:-1])
+
+
+def _level_sizes(config: DenoiserShape, width: int, height: int) -> list[int]:
+    """Values of a block's output, by level."""
+    return [
+        channels * math.ceil(width / 2**level) * math.ceil(height / 2**level)
+        for level, channels in enumerate(config.channels)
+    ]
 
 
 def weight_bytes(*networks: nn.Module) -> int:
