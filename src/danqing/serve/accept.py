@@ -27,6 +27,7 @@ from danqing.metadata.files import SUFFIXES
 from danqing.pipeline.expand import expand, fix_seeds
 from danqing.requests import REFERENCE, Painting, Reference, TextToImage
 from danqing.serve.cache import ModelCache
+from danqing.serve.fetch import fetch
 from danqing.serve.work import KINDS
 from danqing.vocabulary import quoted
 
@@ -100,6 +101,8 @@ class Rules:
     """Characters of one field."""
     waiting: int = 1000
     """Jobs that wait at once."""
+    urls: bool = False
+    """Whether pictures may be given by http(s) URL (`serve.fetch`)."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +220,14 @@ def keep_picture(source: Any, field: str, rules: Rules, folder: Path, gallery: C
         if not (folder / source).is_file():
             raise DanqingError(f"{field}: {source} is not there any more; send the picture again")
         return source
-    if not isinstance(source, str) or not source.startswith("data:"):
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        if not rules.urls:
+            raise DanqingError(f"{field}: pictures by URL are switched off (--allow-urls); send the picture itself")
+        data = fetch(source, field, rules.picture_bytes)
+    elif isinstance(source, str) and source.startswith("data:"):
+        data = decoded(source, field, rules)
+    else:
         raise DanqingError(f"{field}: should be a data URL, or picture:ID of the gallery; paths are not taken")
-    data = decoded(source, field, rules)
     form = check_picture(data, field, rules)
     name = f"{hashlib.sha256(data).hexdigest()}.{_ENDING.get(form, form.lower()[:4])}"
     _write_once(folder / "inputs" / name, data)

@@ -13,8 +13,9 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -107,6 +108,7 @@ class Engine:
         self._began, self._began_share = 0.0, 0.0
         self._paused = self._closing = False
         self._listeners: list[Callable[[Event], None]] = []
+        self._totals = {"pictures": 0.0, "steps": 0.0, "failures": 0.0, "painting_seconds": 0.0}
         self._recover()
 
     # life
@@ -155,7 +157,7 @@ class Engine:
         return job
 
     def job(self, identity: str) -> Job:
-        """Raises DanqingError where there is none."""
+        """Raises NotFound (a DanqingError) where there is none."""
         return self.store.job(identity)
 
     def jobs(self, states: Sequence[State] | None = None, limit: int = 100, offset: int = 0) -> tuple[Job, ...]:
@@ -251,6 +253,11 @@ class Engine:
             text="paused" if paused else "painting",
         )
 
+    def totals(self) -> dict[str, float]:
+        """What was done since the start: `pictures`, `steps`, `failures`, `painting_seconds`."""
+        with self._bell:
+            return dict(self._totals)
+
     # events
 
     @contextmanager
@@ -275,16 +282,16 @@ class Engine:
         finally:
             self._listeners.remove(hear)
 
-    async def alisten(self, identity: str | None = None) -> AsyncIterator[Event | None]:
-        """The same for asyncio. Of a listener that is too slow the oldest progress is dropped, nothing else."""
+    @asynccontextmanager
+    async def alisten(self, identity: str | None = None) -> AsyncIterator[AsyncIterator[Event | None]]:
+        """The same for asyncio, `async with`. Of a listener that is too slow the oldest progress is dropped first."""
         loop = asyncio.get_running_loop()
-        waiting: list[Event] = []
+        waiting: deque[Event] = deque()
         bell = asyncio.Event()
 
         def put(event: Event) -> None:
             if len(waiting) >= _BACKLOG:
-                oldest = next((each for each in waiting if each.name == "progress"), waiting[0])
-                waiting.remove(oldest)
+                waiting.remove(next((each for each in waiting if each.name == "progress"), waiting[0]))
             waiting.append(event)
             bell.set()
 
@@ -293,18 +300,19 @@ class Engine:
                 with suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(put, event)
 
-        self._listeners.append(hear)
-        try:
-            while True:
+        async def events() -> AsyncIterator[Event | None]:
+            while not self._closing:
+                while waiting:
+                    yield waiting.popleft()
+                bell.clear()
                 try:
                     await asyncio.wait_for(bell.wait(), 1.0)
                 except TimeoutError:
                     yield None
-                    continue
-                bell.clear()
-                found, waiting[:] = list(waiting), []
-                for event in found:
-                    yield event
+
+        self._listeners.append(hear)
+        try:
+            yield events()
         finally:
             self._listeners.remove(hear)
 
@@ -346,6 +354,8 @@ class Engine:
         if state != "queued":
             self._forget_steps(job.id)
         with self._bell:
+            self._totals["painting_seconds"] += time.monotonic() - self._began
+            self._totals["failures"] += state == "failed"
             self._current = self._tick = self._order = None
             self._bell.notify_all()
         self._emit("queued" if state == "queued" else "ended", job.id, state=state, error=error)
@@ -396,6 +406,8 @@ class Engine:
         with self._bell:
             self._tick = None if tick.finished else tick
             self._have = len(have)
+            self._totals["steps"] += 1
+            self._totals["pictures"] += len(tick.finished)
         progress = self.progress(preview=False)
         shown = {name: getattr(progress, name) for name in ("share", "step", "steps", "picture", "pictures", "left")}
         self._emit("progress", job.id, **shown)

@@ -46,6 +46,10 @@ OPEN: tuple[State, ...] = ("queued", "running")
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")
 
 
+class NotFound(DanqingError):
+    """There is no job or picture of that id."""
+
+
 @dataclass(frozen=True)
 class Job:
     """Something to paint, as the queue holds it."""
@@ -293,7 +297,7 @@ class Store:
             return _job(connection, identity)
 
     def job(self, identity: str) -> Job:
-        """Raises DanqingError where there is none."""
+        """Raises NotFound where there is none."""
         with self.engine.begin() as connection:
             return _job(connection, identity)
 
@@ -367,7 +371,7 @@ class Store:
             return tuple(_job(connection, identity) for identity in ids)
 
     def set_priority(self, identity: str, priority: int) -> Job:
-        """Raises DanqingError where there is no such job."""
+        """Raises NotFound where there is no such job."""
         with self.engine.begin() as connection:
             _change(connection, identity, priority=priority)
             return _job(connection, identity)
@@ -400,7 +404,7 @@ class Store:
             return _stored(connection, select(_PICTURES).where(_PICTURES.c.job == job).order_by(_PICTURES.c.index))
 
     def picture(self, identity: str) -> Stored:
-        """Raises DanqingError where there is none."""
+        """Raises NotFound where there is none."""
         with self.engine.begin() as connection:
             return _picture(connection, identity)
 
@@ -526,7 +530,7 @@ class Store:
 def spaced(words: str) -> str:
     """Text as the word index has it: lower case, letters and digits alone, each Chinese or Japanese character a word."""
     apart = re.sub(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])", r" \1 ", words)
-    return " ".join(re.findall(r"\w+", apart.casefold()))
+    return " ".join(re.findall(r"[^\W_]+", apart.casefold()))
 
 
 def phrases(words: str) -> list[str]:
@@ -564,13 +568,13 @@ def _queue_order() -> tuple[ColumnElement[Any], ...]:
 
 def _change(connection: Connection, identity: str, **values: Any) -> None:
     if not connection.execute(update(_JOBS).where(_JOBS.c.id == identity).values(**values)).rowcount:
-        raise DanqingError(f"job: there is none with the id {quoted(identity)}")
+        raise NotFound(f"job: there is none with the id {quoted(identity)}")
 
 
 def _job(connection: Connection, identity: str) -> Job:
     row = connection.execute(select(_JOBS).where(_JOBS.c.id == identity)).first()
     if row is None:
-        raise DanqingError(f"job: there is none with the id {quoted(identity)}")
+        raise NotFound(f"job: there is none with the id {quoted(identity)}")
     return _as_job(row)
 
 
@@ -586,14 +590,14 @@ def _as_job(row: Row[Any]) -> Job:
 def _number(connection: Connection, identity: str) -> int:
     number = connection.scalar(select(_PICTURES.c.number).where(_PICTURES.c.id == identity))
     if number is None:
-        raise DanqingError(f"picture: there is none with the id {quoted(identity)}")
+        raise NotFound(f"picture: there is none with the id {quoted(identity)}")
     return int(number)
 
 
 def _picture(connection: Connection, identity: str) -> Stored:
     found = _stored(connection, select(_PICTURES).where(_PICTURES.c.id == identity))
     if not found:
-        raise DanqingError(f"picture: there is none with the id {quoted(identity)}")
+        raise NotFound(f"picture: there is none with the id {quoted(identity)}")
     return found[0]
 
 

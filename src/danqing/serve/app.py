@@ -1,0 +1,70 @@
+"""The studio as one ASGI application: the APIs, the page, and the guard around them."""
+
+from __future__ import annotations
+
+import importlib
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
+
+from danqing.errors import DanqingError
+from danqing.serve import api
+from danqing.serve.engine import Engine, QueueFull
+from danqing.serve.security import Guard, check_exposure
+from danqing.serve.settings import ServeSettings
+from danqing.serve.store import NotFound
+from danqing.version import __version__
+
+DESCRIPTION = (
+    "Danqing 丹青: pictures from Stable Diffusion models. Everything is asked for as a job, which nothing loses."
+)
+
+
+def create_app(engine: Engine, settings: ServeSettings) -> FastAPI:
+    """All that the studio serves. Raises DanqingError where that would be open to anybody (`security.check_exposure`)."""
+    check_exposure(settings)
+    app = FastAPI(
+        title="Danqing",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,  # FastAPI's page has its scripts from another host
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_exception_handler(DanqingError, _mistake)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _fault)
+    api.add_operation(app, engine)
+    app.include_router(api.router(engine, settings))
+    for name in ("a1111", "openai") if settings.api else ():
+        app.include_router(importlib.import_module(f"danqing.serve.{name}").router(engine, settings))
+    if settings.page:
+        importlib.import_module("danqing.serve.page").mount(app, engine, settings)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+async def _mistake(request: Request, error: Exception) -> JSONResponse:
+    """What a person can mend: one line."""
+    status = 404 if isinstance(error, NotFound) else 429 if isinstance(error, QueueFull) else 400
+    headers = {"retry-after": "10"} if status == 429 else {}
+    return JSONResponse({"error": str(error)}, status, headers)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's own form, without the input that it repeats: that may be a picture of many megabytes."""
+    assert isinstance(error, RequestValidationError)
+    problems = [{"type": each["type"], "loc": list(each["loc"]), "msg": each["msg"]} for each in error.errors()]
+    line = "; ".join(f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}" for each in problems)
+    return JSONResponse({"error": line, "detail": problems}, 422)
+
+
+async def _fault(request: Request, error: Exception) -> JSONResponse:
+    """An error of Danqing's own: the log has it, the caller learns that it happened and no more."""
+    return JSONResponse({"error": "an error of Danqing's own; the server's log says more"}, 500)
