@@ -18,6 +18,7 @@ from danqing.families import Model
 from danqing.metadata.infotext import infotext, read_infotext
 from danqing.models.controlnet import from_unet
 from danqing.models.line_art import LineArt
+from danqing.pipeline.controls import module_files
 from danqing.pipeline.replay import replay
 from danqing.requests import ControlUnit, ImageToImage, Inpaint, TextToImage, read
 
@@ -183,6 +184,32 @@ def test_a_module_s_weights_are_found_recorded_and_read_once(
     (folder / "deeper").mkdir()
     (folder / "sk_model.pth").rename(folder / "deeper" / "sk_model.safetensors")
     assert replay("out.png", tiny, say=lambda line: None).identical
+
+
+def test_a_module_s_folder_is_found_by_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANQING_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
+    (tmp_path / "config.toml").write_text(f'hub_cache = "{tmp_path}/hub"\n')
+
+    def model(folder: Path, task: str) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(f'{{"architectures": ["Some{task}"]}}')
+        (folder / "model.safetensors").touch()
+        return folder
+
+    def found(module: str) -> dict[str, Path]:
+        return module_files(TextToImage(controls=(ControlUnit(model="c", module=module),)))
+
+    with pytest.raises(DanqingError, match="needs a folder of a model of semantic segmentation"):
+        found("seg_ufade20k")
+    own = model(tmp_path / "models" / "preprocessors" / "upernet", "ForSemanticSegmentation")
+    hub = model(tmp_path / "hub" / "models--some--depth" / "snapshots" / "0123", "ForDepthEstimation")
+    assert found("segmentation") == found("upernet") == {"controls.0.module.0": own}
+    assert found("depth_anything") == found("normal:some/depth") == {"controls.0.module.0": hub}
+    assert found("canny") == found("none") == {}
+    model(tmp_path / "models" / "preprocessors" / "dpt", "ForDepthEstimation")
+    with pytest.raises(DanqingError, match="several models could serve the module 'depth'; write one of 'depth:"):
+        found("depth")
 
 
 def test_how_controls_are_written() -> None:

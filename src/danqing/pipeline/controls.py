@@ -59,7 +59,7 @@ def _weights(text: str, settings: Settings) -> list[Path]:
     module, given = find_module(text)
     if module is None:
         try:
-            return [find(text, "preprocessor", settings).path]
+            return [_named(text, settings)]
         except DanqingError:
             if Path(text).suffix or "/" in text:
                 raise
@@ -71,19 +71,30 @@ def _weights(text: str, settings: Settings) -> list[Path]:
             f"controls: the module '{module.name}' needs {len(module.files)} files; write its name alone"
         )
     if given:
-        return [find(given, "preprocessor", settings).path]
+        return [_named(given, settings)]
     return [_file(module, file, settings) for file in module.files]
+
+
+def _named(text: str, settings: Settings) -> Path:
+    """A preprocessor's file or folder; the Hub's folders of transformers' layout are of no kind of their own."""
+    try:
+        return find(text, "preprocessor", settings).path
+    except DanqingError as error:
+        try:
+            return find(text, "other", settings).path
+        except DanqingError:
+            raise error from None
 
 
 def _file(module: Module, file: str, settings: Settings) -> Path:
     """The library's file of that published name, or its one folder of that task."""
-    entries = [entry for entry in known(settings) if entry.kind == "preprocessor"]
+    entries = [entry for entry in known(settings) if entry.kind in ("preprocessor", "other")]
     if file in TASKS:
         paths = [entry.path for entry in entries if entry.path.is_dir() and _task(entry.path) == file]
     else:
         paths = [entry.path for entry in entries if entry.path.name.casefold() == file.casefold()]
     if file in TASKS and len(paths) > 1:
-        names = ", ".join(f"'{module.name}:{path.name}'" for path in paths)
+        names = ", ".join(f"'{module.name}:{entry.name}'" for entry in entries if entry.path in paths)
         raise DanqingError(f"controls: several models could serve the module '{module.name}'; write one of {names}")
     if not paths:
         raise DanqingError(missing(module, [file]))
