@@ -480,3 +480,6 @@ def test_settings_of_a_prompt_are_checked(tiny: Model) -> None:
         PicturePrompt(adapter, torch.zeros(1, 4, 64), torch.zeros(1, 4, 64), {}, weight=math.nan)
     with pytest.raises(DanqingError, match="from 0 to 1"):
         ReferencePicture(torch.zeros(1, 3, 8, 8), fidelity=2.0)
+    for weight in (-0.5, 1.5, math.nan):
+        with pytest.raises(DanqingError, match=r"a reference's weight, .* from 0 to 1"):
+            ReferencePicture(torch.zeros(1, 3, 8, 8), weight=weight)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from danqing.adapters.fast import by_name
 from danqing.families import FAMILIES
 from danqing.pipeline.resolve import resolve
 from danqing.requests import Reference, ResolvedRequest, TextToImage
@@ -125,3 +126,20 @@ def test_what_has_effect_is_not_complained_of() -> None:
         {"clip_skip": 2},
     ):
         assert resolved("sd1", **fields).notes == ()
+
+
+def test_a_fast_models_second_pass_has_its_schedule_and_is_advised() -> None:
+    def hires(**fields: Any) -> ResolvedRequest:
+        request = TextToImage(enable_hr=True, **fields)
+        return resolve(request, FAMILIES["sd1"], Reference(name="m"), fast=by_name("lcm-lora-sdv1-5", lora=True))
+
+    own = hires(hr_sampler_name="TCD").request
+    assert isinstance(own, TextToImage)
+    assert (own.hr_sampler_name, own.hr_scheduler) == ("TCD", "SGM Uniform")
+    assert not any("ruins" in note for note in hires(hr_sampler_name="TCD").notes)
+    notes = hires(hr_sampler_name="DPM++ 2M", hr_cfg=7, hr_second_pass_steps=80).notes
+    assert "hr_sampler_name: DPM++ 2M ruins the pictures of an LCM-LoRA; it takes LCM" in notes
+    assert "hr_cfg: 7 ruins the pictures of an LCM-LoRA; it takes 1 to 2" in notes
+    assert "hr_second_pass_steps: 80 are more than an LCM-LoRA is good at; it takes at most 50" in notes
+    (once,) = [note for note in hires(cfg_scale=7).notes if "ruins" in note]
+    assert once.startswith("cfg_scale: 7")

@@ -7,7 +7,6 @@ whose self-attentions have those beside their own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +37,7 @@ class ReferencePicture:
     pixels: Tensor
     """(1, 3, H, W) of any size, from 0 to 1."""
     weight: float = 1.0
-    """The share of the self-attentions that look at it, the widest first."""
+    """The share of the self-attentions that look at it, from 0 to 1, the widest first."""
     start: float = 0.0
     end: float = 1.0
     fidelity: float = 0.5
@@ -50,8 +49,11 @@ class ReferencePicture:
                 f"image_prompts: start {self.start:g} and end {self.end:g} should be between 0 and 1, the start not after "
                 "the end"
             )
-        if not math.isfinite(self.weight) or not 0 <= self.fidelity <= 1:
-            raise DanqingError("image_prompts: a reference's weight should be a number, its style fidelity from 0 to 1")
+        if not 0 <= self.weight <= 1 or not 0 <= self.fidelity <= 1:
+            raise DanqingError(
+                f"image_prompts: a reference's weight, {self.weight:g}, is a share of the self-attentions and should be from 0 "
+                f"to 1; so should its style fidelity, {self.fidelity:g}"
+            )
 
 
 @dataclass(frozen=True, eq=False)

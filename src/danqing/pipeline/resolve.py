@@ -96,7 +96,8 @@ def resolve(
     """Fill size, steps, CFG and sampler from the family's row, draw seeds, round the size to latent cells.
 
     `picture_size` (width, height) is that of the picture to begin with. `fast` is a model distilled to few steps, whose
-    settings then go before the family's; those that will ruin its pictures are noted. Styles and wildcards are written out (`expand`). Raises DanqingError where they make several requests of this one.
+    settings then go before the family's; those that will ruin its pictures are noted. Styles and wildcards are written
+    out (`expand`). Raises DanqingError where they make several requests of this one.
     """
     request, *others = expand(request)
     if others:
@@ -143,9 +144,12 @@ def resolve(
         if request.denoising_strength is None:
             changes["denoising_strength"] = HIRES_STRENGTH
         if request.hr_sampler_name is not None:
+            default = defaults.scheduler if fast is not None else None
             changes["hr_sampler_name"], changes["hr_scheduler"] = _sampling(
-                request.hr_sampler_name, request.hr_scheduler, request.dialect, None, notes
+                request.hr_sampler_name, request.hr_scheduler, request.dialect, default, notes
             )
+        if fast is not None:
+            notes += _second_advice(request, changes, fast, family)
     if isinstance(request, ImageToImage) and request.image_cfg_scale is None and family.variant == "pix2pix":
         changes["image_cfg_scale"] = PICTURE_SCALE
     resolved = request.model_copy(update=changes)
@@ -180,6 +184,24 @@ def _fast_changes(
         notes.append(f"{row.title}, by {fast.by}: painted with {', '.join(shown)}; --fast none leaves that out")
     notes += advice(fast, sampler, changes["steps"], changes["cfg_scale"], family.process.prediction)
     return more
+
+
+def _second_advice(request: TextToImage, changes: dict[str, Any], fast: Known, family: Family) -> list[str]:
+    """What ruins a fast model's pictures in a hires fix's pass, of the settings that it has of its own."""
+    own = {
+        "sampler_name": "hr_sampler_name" if request.hr_sampler_name is not None else None,
+        "steps": "hr_second_pass_steps" if request.hr_second_pass_steps else None,
+        "cfg_scale": "hr_cfg" if request.hr_cfg is not None else None,
+    }
+    lines = advice(
+        fast,
+        changes.get("hr_sampler_name") or changes["sampler_name"],
+        request.hr_second_pass_steps or changes["steps"],
+        changes["cfg_scale"] if request.hr_cfg is None else request.hr_cfg,
+        family.process.prediction,
+    )
+    split = [line.partition(": ") for line in lines]
+    return [f"{own[field]}: {told}" for field, _, told in split if own.get(field)]
 
 
 _SIZE_FIELDS = ("original_width", "original_height", "crop_left", "crop_top")
