@@ -111,6 +111,35 @@ def test_masks_with_classes() -> None:
     assert (made[5, 5].tolist(), made[5, 55].tolist()) == (ADE20K[1].tolist(), ADE20K[2].tolist())
 
 
+def test_oneformer_is_told_its_task(tmp_path: Path) -> None:
+    words, vocabulary, merges = ["the", "task", "is", "semantic"], ["<|startoftext|>", "<|endoftext|>"], []
+    for word in words:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            merges.append(f"{parts[0]} {parts[1]}")
+            vocabulary += parts
+            parts[:2] = ["".join(parts[:2])]
+        vocabulary += parts
+    ids = {token: index for index, token in enumerate(dict.fromkeys(vocabulary))}
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]))
+    asked: list[torch.Tensor] = []
+
+    def model(pixel_values: torch.Tensor, task_inputs: torch.Tensor) -> SimpleNamespace:
+        asked.append(task_inputs)
+        masks = torch.zeros(1, 1, 4, 4)
+        return SimpleNamespace(class_queries_logits=torch.tensor([[[0.0, 9, 0]]]), masks_queries_logits=masks)
+
+    model.config = SimpleNamespace(model_type="oneformer", task_seq_len=9)  # type: ignore[attr-defined]
+    model.device = torch.device("cpu")  # type: ignore[attr-defined]
+    made = np.asarray(scene.segment_map(Scene(model, tmp_path, {}))(picture()))
+    told = [ids[f"{word}</w>"] for word in words]
+    assert asked[0].tolist() == [[0, *told, 1, 0, 0, 0]]
+    assert made[3, 3].tolist() == ADE20K[1].tolist()
+    with pytest.raises(DanqingError, match="has no tokenizer"):
+        scene.segment_map(Scene(model, tmp_path / "nowhere", {}))
+
+
 def test_sizes() -> None:
     """Of Depth Anything, ZoeDepth, OneFormer and GLPN, by transformers' own rules."""
     anything = {"size": {"height": 518, "width": 518}, "keep_aspect_ratio": True, "ensure_multiple_of": 14}
