@@ -11,7 +11,16 @@ import torch
 from tests.tiny_model import tiny_model
 from torch import Tensor
 
-from danqing.adapters.control import Unit, control, control_source, fitted, held_steps, layer_weights, with_controls
+from danqing.adapters.control import (
+    Unit,
+    control,
+    control_source,
+    fitted,
+    held_steps,
+    holds,
+    layer_weights,
+    with_controls,
+)
 from danqing.errors import DanqingError
 from danqing.families import At, Model, Process
 from danqing.models.conditioning import Conditioning
@@ -128,22 +137,26 @@ def test_no_weight_and_no_time_is_the_plain_graph(model: Model, network: Control
         ("diffusers", 0.0, 1.0, list(range(10))),
     ],
 )
-def test_when_a_unit_holds(dialect: Any, start: float, end: float, expected: list[int], network: ControlNet) -> None:
-    unit = Unit(network, (hint(),), start=start, end=end)
-    assert [step for step in range(10) if unit.holds(At(1.0, step), 10, Process(), dialect)] == expected
+def test_when_a_unit_holds(dialect: Any, start: float, end: float, expected: list[int]) -> None:
+    def acts(step: float) -> bool:
+        return holds(start, end, At(1.0, step), 10, Process(), dialect)
+
+    assert [step for step in range(10) if acts(step)] == expected
     first, last = held_steps(start, end, [1.0] * 11, Process(), dialect)
     assert [step for step in range(10) if first <= step < last] == expected
     # an inner evaluation is part of its step
-    assert unit.holds(At(1.0, expected[-1] + 0.5), 10, Process(), dialect)
+    assert acts(expected[-1] + 0.5)
 
 
-def test_comfyui_counts_noise_levels(network: ControlNet) -> None:
+def test_comfyui_counts_noise_levels() -> None:
     process = Process()
-    unit = Unit(network, (hint(),), start=0.25, end=0.75)
-    held = [t for t in range(0, 1000, 10) if unit.holds(At(process.sigma_at(t), 0), 10, process, "comfyui")]
+
+    def acts(start: float, end: float, t: int) -> bool:
+        return holds(start, end, At(process.sigma_at(t), 0), 10, process, "comfyui")
+
+    held = [t for t in range(0, 1000, 10) if acts(0.25, 0.75, t)]
     assert (held[0], held[-1]) == (250, 740)
-    always = Unit(network, (hint(),))
-    assert all(always.holds(At(process.sigma_at(t), 0), 10, process, "comfyui") for t in (0, 999))
+    assert all(acts(0.0, 1.0, t) for t in (0, 999))
 
 
 @pytest.mark.parametrize("mode", ["control", "guess"])

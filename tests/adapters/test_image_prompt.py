@@ -14,8 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.adapters.control import Unit
-from danqing.adapters.identity import Identity, draw_keypoints, identified, identity, require_trigger, without_trigger
-from danqing.adapters.image_prompt import PicturePrompt, layer_weights, picture_prompt, turned
+from danqing.adapters.identity import (
+    Identity,
+    draw_keypoints,
+    identity,
+    require_trigger,
+    with_identity,
+    without_trigger,
+)
+from danqing.adapters.image_prompt import PicturePrompt, layers_of, picture_prompt
 from danqing.adapters.reference import ReferencePicture, looking
 from danqing.adapters.steer import parts_of, steered, steering_sources
 from danqing.errors import DanqingError
@@ -84,8 +91,8 @@ def clean(model: Model, output: Tensor) -> Tensor:
 
 def places(kind: Any, family: Any) -> list[float]:
     """By transformer, as the flow passes them."""
-    weights = layer_weights(kind, family.denoiser)
-    firsts = [name for name in layer_weights("linear", family.denoiser) if ".transformer_blocks.0." in name]
+    weights = layers_of(kind, family.denoiser)[0]
+    firsts = [name for name in layers_of("linear", family.denoiser)[0] if ".transformer_blocks.0." in name]
     return [weights.get(name, 0.0) for name in firsts]
 
 
@@ -105,7 +112,7 @@ def test_weight_types_of_sd1() -> None:
 
 def test_weight_types_of_sdxl() -> None:
     """InstantStyle's blocks: down_blocks.2.attentions.1 is the composition, up_blocks.0.attentions.1 the style."""
-    style, composition = (layer_weights(kind, SDXL.denoiser) for kind in ("style transfer", "composition"))
+    style, composition = (layers_of(kind, SDXL.denoiser)[0] for kind in ("style transfer", "composition"))
     assert {name.split(".transformer")[0] for name in style} == {"up_blocks.0.attentions.1"}
     assert {name.split(".transformer")[0] for name in composition} == {"down_blocks.2.attentions.1"}
     assert len(style) == len(composition) == 10
@@ -115,15 +122,17 @@ def test_weight_types_of_sdxl() -> None:
 def test_precise_weight_types_turn_some_layers() -> None:
     config = SDXL.denoiser
     assert places("style transfer precise", SDXL) == [0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]
-    assert {name.split(".transformer")[0] for name in turned("style transfer precise", config)} == {
+    assert {name.split(".transformer")[0] for name in layers_of("style transfer precise", config)[1]} == {
         "down_blocks.2.attentions.1"
     }
     assert places("composition precise", SDXL) == [0.1, 0.1, 0.1, 1, 0.1, 0.1, 1, 0.1, 0.1, 0.1, 0.1]
-    assert not any(name.startswith("down_blocks.2.attentions.1") for name in turned("composition precise", config))
-    assert len(turned("composition precise", config)) == 60
-    assert len(turned("composition precise", SD1.denoiser)) == 14
+    assert not any(
+        name.startswith("down_blocks.2.attentions.1") for name in layers_of("composition precise", config)[1]
+    )
+    assert len(layers_of("composition precise", config)[1]) == 60
+    assert len(layers_of("composition precise", SD1.denoiser)[1]) == 14
     assert places("composition precise", SD1) == [1] * 4 + [0.25, 1] + [0.1] * 3 + [1] * 7
-    assert turned("style transfer", config) == frozenset()
+    assert layers_of("style transfer", config)[1] == frozenset()
 
 
 @torch.no_grad()
@@ -132,7 +141,7 @@ def test_a_turned_layer_shows_the_picture_to_the_other_side(tiny: Model) -> None
     prompt = picture_prompt(
         network(tiny, "face"), tiny.family.denoiser, faces=faces(1), kind="style transfer precise", weight=0.9
     )
-    names = turned("style transfer precise", tiny.family.denoiser)
+    names = layers_of("style transfer precise", tiny.family.denoiser)[1]
     here = {name: factor for name, factor in prompt.layers.items() if name not in names}
     there = {name: factor for name, factor in prompt.layers.items() if name in names}
     assert here
@@ -150,7 +159,7 @@ def test_a_turned_layer_shows_the_picture_to_the_other_side(tiny: Model) -> None
 def test_a_unet_without_such_places_is_told(tiny: Model) -> None:
     without_middle = replace(tiny.family.denoiser, mid_depth=0)
     with pytest.raises(DanqingError, match="'style transfer' is known for U-Nets of SD"):
-        layer_weights("style transfer", without_middle)
+        layers_of("style transfer", without_middle)[0]
 
 
 # --- picture prompts --------------------------------------------------------------------------------------------------
@@ -368,7 +377,7 @@ def test_photographs_are_merged_into_the_words_vector(tiny: Model, version: int)
     count = len(both)
 
     prompt = understand("a man, a (man img:1.2) in snow", 8)
-    branches = identified(
+    branches = with_identity(
         who,
         prompt,
         tiny,
@@ -397,7 +406,7 @@ def test_a_photomakers_prompt_needs_its_word(tiny: Model) -> None:
     who = Identity(photomaker(64, False), torch.zeros(1, 64))
 
     def read(prompt: str) -> Any:
-        return identified(
+        return with_identity(
             who, understand(prompt, 4), tiny, lambda each: conditionings(tiny, each),
             held=(-math.inf, math.inf), dialect="danqing", emphasis="original",
         )  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import danqing
-from danqing.adapters.image_prompt import PicturePrompt, layer_weights, prompt_source
+from danqing.adapters.image_prompt import PicturePrompt, layers_of, prompt_source
 from danqing.adapters.preprocess import to_hint
 from danqing.adapters.steer import steered
 from danqing.families import At
@@ -187,7 +187,7 @@ def test_the_unets_answer(kind: str, family: str, request: pytest.FixtureRequest
     expected = pipeline.unet(latents, told, conditioning.context, added_cond_kwargs=added).sample
     pipeline.unload_ip_adapter()
     tokens = network.tokens(look)
-    prompt = PicturePrompt(network, tokens, tokens, layer_weights("linear", unet), 0.7)
+    prompt = PicturePrompt(network, tokens, tokens, layers_of("linear", unet)[0], 0.7)
     (shown,), _ = steered((conditioning,), (), [prompt], (8, 8), 8, lambda pixels: pixels)
     patches = prompt_source(model, 10)(latents, told, At(1.0, 0), shown)
     got = model.denoiser(latents, told, shown.context, pooled=shown.pooled, patches=patches, **more)

@@ -30,6 +30,7 @@ from danqing.prompts.chunks import chunks
 from danqing.prompts.encode import conditionings
 from danqing.prompts.grammar import understand
 from danqing.prompts.tokenizer import clip
+from danqing.requests import AestheticEmbedding
 
 Parity = Callable[[str, str, float, float], None]
 
@@ -96,8 +97,8 @@ def slerp(low: Tensor, high: Tensor, part: float) -> Tensor:
 CASES: dict[str, dict[str, Any]] = {
     "a line": {},
     "an arc": {"slerp": True},
-    "towards a text": {"text": "a garden", "angle": 0.3},
-    "away from a text": {"text": "a garden", "angle": 0.3, "text_negative": True},
+    "towards a text": {"text": "a garden", "slerp_angle": 0.3},
+    "away from a text": {"text": "a garden", "slerp_angle": 0.3, "text_negative": True},
 }
 
 
@@ -121,7 +122,8 @@ def test_aesthetic_gradients(case: str, skip: int, tmp_path: Path, parity: Parit
     encoder = replace(SD1.text_encoders[0], config=config)
     model = Model(replace(SD1, text_encoders=(encoder,)), nn.Linear(1, 1), nn.Identity(), {"text_encoder": ours})
     vectors, projection = read(tmp_path / "flowers.pt"), read_projection(tmp_path / "clip.pt")
-    changed = with_aesthetic(model, vectors, projection, steps=4, learning_rate=1e-3, weight=0.7, **options)
+    settings = AestheticEmbedding(embedding="flowers", steps=4, learning_rate=1e-3, weight=0.7, **options)
+    changed = with_aesthetic(model, settings, vectors, projection)
     text = "a cat on a mat"
     (found,) = conditionings(changed, understand(text, 10), clip_skip=skip)
     assert torch.equal(
@@ -147,7 +149,7 @@ def test_aesthetic_gradients(case: str, skip: int, tmp_path: Path, parity: Parit
         if options.get("text_negative"):
             told = target - told
             told = told / told.norm(dim=-1, keepdim=True)
-        target = slerp(target, told, options["angle"])
+        target = slerp(target, told, options["slerp_angle"])
     learning = [p for name, p in pupil.named_parameters() if not name.startswith("text_projection")]
     optimizer = torch.optim.Adam(learning, lr=1e-3)
     for _ in range(4):

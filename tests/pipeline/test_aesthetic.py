@@ -19,7 +19,7 @@ from danqing.metadata.infotext import read_infotext
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.pipeline.replay import replay
-from danqing.requests import TextToImage
+from danqing.requests import AestheticEmbedding, TextToImage
 from danqing.requests import read as read_request
 from lora_files import random, write
 
@@ -55,7 +55,7 @@ def test_a_field_that_changes_the_picture_and_is_recorded(tiny: Model, folder: P
     found = painted(tiny, ASKED)
     vectors, projection = read(folder / "aesthetic_embeddings" / "flowers.pt"), random(24, 64, size=1)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(1))
-    given = with_aesthetic(tiny, vectors, projection, weight=0.8, steps=2, learning_rate=0.01)
+    given = with_aesthetic(tiny, AestheticEmbedding(**ASKED), vectors, projection)  # type: ignore[arg-type]
     assert np.array_equal(pixels(found), pixels(painted(given)))
     assert np.array_equal(pixels(found), pixels(painted(tiny, "flowers,clip,0.8,2,0.01")))
     assert not np.array_equal(pixels(found), pixels(painted(tiny)))

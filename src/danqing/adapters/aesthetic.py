@@ -24,6 +24,7 @@ from danqing.families import Model, TextEncoder
 from danqing.models.clip import CLIPText
 from danqing.prompts.chunks import LENGTH, Layout
 from danqing.prompts.encode import tokenizer_of
+from danqing.requests import AestheticEmbedding
 
 Read = Callable[[CLIPText], tuple[Tensor, Tensor]]
 """A text encoder on one chunk -> (hidden states (1, 77, C), pooled (1, P)), float32."""
@@ -35,14 +36,11 @@ class Aesthetic:
 
     target: Tensor
     """(n, P): vectors of pictures."""
-    projection: Tensor | None = None
+    projection: Tensor | None
     """(P, C): from the text encoder's width to the target's, where the encoder does not do so itself."""
-    weight: float = 0.9
-    """Of the hidden states after; 0 is those before."""
-    steps: int = 5
-    learning_rate: float = 1e-4
-    slerp: bool = False
-    """Whether they are mixed on an arc, each number of the width along the tokens, or on a line."""
+    settings: AestheticEmbedding
+    """Its weight is that of the hidden states after. With `slerp` they are mixed on an arc, each number of the width along
+    the tokens."""
 
     def __post_init__(self) -> None:
         if not bool(torch.isfinite(self.target).all()):
@@ -76,48 +74,39 @@ def read_projection(path: Path | str) -> Tensor:
 
 
 def with_aesthetic(
-    model: Model,
-    vectors: Tensor,
-    projection: Tensor | None = None,
-    *,
-    text: str = "",
-    text_negative: bool = False,
-    angle: float = 0.1,
-    weight: float = 0.9,
-    steps: int = 5,
-    learning_rate: float = 1e-4,
-    slerp: bool = False,
+    model: Model, settings: AestheticEmbedding, vectors: Tensor, projection: Tensor | None = None
 ) -> Model:
     """`model` whose prompts, but for negative ones, are brought nearer to `vectors` (n, P). `model` is left as it is.
 
-    `projection` (P, C) is needed for text encoders that have none, as all of SD 1.x and 2.x. With a `text` the vectors
-    are turned towards it by `angle` in [0, 1], or with `text_negative` away from it.
-    Raises DanqingError where no text encoder speaks of vectors of that width.
+    `projection` (P, C) is needed for text encoders that have none, as all of SD 1.x and 2.x; the files that `settings` name
+    are not read. With a `text` the vectors are turned towards it by `slerp_angle`, or with `text_negative` away from it.
+    Raises DanqingError where no text encoder speaks of vectors of that width, or where they are not finite.
     """
     encoder = _encoder(model, vectors, projection)
-    aesthetic = Aesthetic(vectors, projection, weight, steps, learning_rate, slerp)
-    if text:
-        told = _features(aesthetic, *_pooled(model, encoder, text))
-        if text_negative:
+    aesthetic = Aesthetic(vectors, projection, settings)
+    if settings.text:
+        told = _features(aesthetic, _pooled(model, encoder, settings.text))
+        if settings.text_negative:
             told = F.normalize(vectors.to(told) - told)
-        aesthetic = replace(aesthetic, target=arc(vectors.to(told), told, angle))
+        aesthetic = replace(aesthetic, target=arc(vectors.to(told), told, settings.slerp_angle))
     return replace(model, text_changes={**model.text_changes, encoder.name: partial(learned, aesthetic)})
 
 
 def learned(aesthetic: Aesthetic, network: CLIPText, read: Read, hidden: Tensor) -> Tensor:
     """`hidden` (1, 77, C) of a chunk, mixed with what the network makes of it after it has learned. Adam, as the extension."""
+    asked = aesthetic.settings
     pupil = copy.deepcopy(network).float().requires_grad_(True)
     with torch.enable_grad():
-        optimizer = torch.optim.Adam(pupil.text_model.parameters(), lr=aesthetic.learning_rate)
-        for _ in range(aesthetic.steps):
-            features = F.normalize(_features(aesthetic, pupil, read(pupil)[1]))
+        optimizer = torch.optim.Adam(pupil.text_model.parameters(), lr=asked.learning_rate)
+        for _ in range(asked.steps):
+            features = F.normalize(_features(aesthetic, read(pupil)[1]))
             loss = -(features @ aesthetic.target.to(features).T).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     with torch.no_grad():
         after, _ = read(pupil)
-    return arc(hidden, after, aesthetic.weight) if aesthetic.slerp else torch.lerp(hidden, after, aesthetic.weight)
+    return arc(hidden, after, asked.weight) if asked.slerp else torch.lerp(hidden, after, asked.weight)
 
 
 def arc(low: Tensor, high: Tensor, part: float) -> Tensor:
@@ -129,17 +118,18 @@ def arc(low: Tensor, high: Tensor, part: float) -> Tensor:
     return torch.where(sine.abs() < 1e-6, torch.lerp(low, high, part), mixed)
 
 
-def _features(aesthetic: Aesthetic, network: CLIPText, pooled: Tensor) -> Tensor:
+def _features(aesthetic: Aesthetic, pooled: Tensor) -> Tensor:
     """The vector of a text (1, P), of whatever length, of its pooled state."""
     return pooled if aesthetic.projection is None else F.linear(pooled, aesthetic.projection.to(pooled))
 
 
 @torch.no_grad()
-def _pooled(model: Model, encoder: TextEncoder, text: str) -> tuple[CLIPText, Tensor]:
+def _pooled(model: Model, encoder: TextEncoder, text: str) -> Tensor:
     tokenizer, network = tokenizer_of(model, encoder), model.text_encoders[encoder.name]
     tokens = [(token, 1.0) for token in tokenizer.encode(text)[:LENGTH]]
     chunk = Layout(tokenizer.start, tokenizer.end, encoder.pad_token).chunk(tokens)
-    return network, network(torch.tensor([chunk.ids], device=model.device)).pooled.float()
+    pooled: Tensor = network(torch.tensor([chunk.ids], device=model.device)).pooled.float()
+    return pooled
 
 
 def _encoder(model: Model, vectors: Tensor, projection: Tensor | None) -> TextEncoder:

@@ -83,10 +83,6 @@ class Unit:
         pooled = isinstance(self.network, ControlNet) and self.network.control.pooled
         return self.mode in ("control", "guess") or pooled
 
-    def holds(self, at: At, steps: int, process: Process, dialect: Dialect) -> bool:
-        """Whether it acts at this step of a run of `steps` (`control.holds`)."""
-        return holds(self.start, self.end, at, steps, process, dialect)
-
 
 @dataclass(frozen=True, eq=False)
 class Control:
@@ -248,7 +244,7 @@ def control_source(
             if not isinstance(control, Control):
                 continue
             unit = control.unit
-            if not unit.weight or not unit.holds(at, steps, model.process, dialect):
+            if not unit.weight or not holds(unit.start, unit.end, at, steps, model.process, dialect):
                 continue
             prepared = kept.get(control)
             if prepared is None:

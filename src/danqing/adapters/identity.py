@@ -46,6 +46,7 @@ def identity(
 ) -> Identity:
     """Of photographs (each (1, 3, H, W) in [0, 1], any size), and for version 2 a face's vector to each (n, W).
 
+    The LoRA in its file is the caller's to apply (`checkpoints.image_prompts.lora_part`); a request's is applied.
     Raises DanqingError where there is none, or not a face to each.
     """
     config = network.photomaker
@@ -64,7 +65,7 @@ def identity(
 
 
 @torch.no_grad()
-def identified(
+def with_identity(
     who: Identity,
     prompt: Prompt,
     model: Model,
@@ -112,7 +113,7 @@ def identified(
         places.append(torch.tensor(at))
         return new
 
-    merged = encode(_rewritten(prompt, expanded))
+    repeated = encode(_rewritten(prompt, expanded))
     plain = finish(encode(_rewritten(prompt, without_trigger)))
     weight = who.network.visual_projection.weight
 
@@ -122,10 +123,10 @@ def identified(
         context = branch.context.to(weight.device, weight.dtype)
         return replace(branch, context=who.network.fused(context, at, who.photographs).float())
 
-    shown = finish(tuple(known(branch, at) for branch, at in zip(merged, places)))
+    merged = finish(tuple(known(branch, at) for branch, at in zip(repeated, places)))
     first, last = held
     branches: list[Conditioning] = []
-    for without, with_them, at in zip(plain, shown, places):
+    for without, with_them, at in zip(plain, merged, places):
         if at is None:
             branches.append(without)
             continue

@@ -69,13 +69,14 @@ _COMBINED: Mapping[Combine, Callable[[Tensor], Tensor]] = {
 """What is seen of several pictures, (n, ...), made one, as the same extension does."""
 
 
-def layer_weights(kind: WeightType, config: UNetConfig) -> dict[str, float]:
-    """What the weight counts in each cross-attention, by its canonical name; those at 0 are left out.
+def layers_of(kind: WeightType, config: UNetConfig) -> tuple[dict[str, float], frozenset[str]]:
+    """(what the weight counts in each cross-attention, by its canonical name, but for those at 0; those of them in which the
+    pictures act on the negative prompt's side, and not on the prompt's).
 
     Transformers are counted as the flow passes them. Raises DanqingError for a kind that this U-Net has no places for.
     """
-    blocks = [name.rpartition(".transformer_blocks.")[0] for name in transformer_blocks(config)]
-    found = list(dict.fromkeys(blocks))
+    layers = {f"{name}.attn2": name.rpartition(".transformer_blocks.")[0] for name in transformer_blocks(config)}
+    found = list(dict.fromkeys(layers.values()))
     places = _PLACES.get(kind)
     if places is not None and len(found) not in places:
         raise DanqingError(
@@ -90,19 +91,12 @@ def layer_weights(kind: WeightType, config: UNetConfig) -> dict[str, float]:
             factors[name] = 0.05 + 0.95 * _EASES[kind](index / len(found))
         else:
             factors[name] = _WEAK if name.startswith(_SIDES.get(kind, ())) else 1.0
-    by_layer = {f"{name}.attn2": factors[block] for name, block in zip(transformer_blocks(config), blocks)}
-    return {name: factor for name, factor in by_layer.items() if factor}
-
-
-def turned(kind: WeightType, config: UNetConfig) -> frozenset[str]:
-    """The cross-attentions in which the pictures act on the negative prompt's side, and not on the prompt's."""
+    weights = {layer: factors[name] for layer, name in layers.items() if factors[name]}
     if kind not in ("style transfer precise", "composition precise"):
-        return frozenset()
-    found = list(dict.fromkeys(name.rpartition(".transformer_blocks.")[0] for name in transformer_blocks(config)))
+        return weights, frozenset()
     composing = {found[index] for index in _COMPOSING[len(found)]}
     style = kind == "style transfer precise"
-    weights = layer_weights(kind, config)
-    return frozenset(name for name in weights if (name.rpartition(".transformer_blocks.")[0] in composing) is style)
+    return weights, frozenset(layer for layer in weights if (layers[layer] in composing) is style)
 
 
 # --- what it is -------------------------------------------------------------------------------------------------------
@@ -121,7 +115,7 @@ class PicturePrompt:
     negative: Tensor
     """(1, T, C): those of no picture, for the negative prompt's side."""
     layers: Mapping[str, float]
-    """What `weight` counts in each cross-attention (`layer_weights`)."""
+    """What `weight` counts in each cross-attention (`layers_of`)."""
     weight: float = 1.0
     start: float = 0.0
     """Share of the steps at which it begins, from 0 to 1."""
@@ -180,8 +174,8 @@ def picture_prompt(
         network.tokens(*(t.to(weights.device, weights.dtype) for t in side)).flatten(0, 1)[None]
         for side in (told, nothing)
     )
-    layers = layer_weights(kind, config)
-    return PicturePrompt(network, positive, negative, layers, weight, start, end, mask, turned(kind, config))
+    layers, turned = layers_of(kind, config)
+    return PicturePrompt(network, positive, negative, layers, weight, start, end, mask, turned)
 
 
 def _looks(
@@ -246,7 +240,7 @@ class Shown:
         return self if mask is self.mask else replace(self, mask=mask)
 
 
-def shown(prompt: PicturePrompt, first: int, width: int, height: int, cell: int) -> Shown:
+def at_size(prompt: PicturePrompt, first: int, width: int, height: int, cell: int) -> Shown:
     """The prompt for latents of `width` x `height`, of which each is `cell` pixels wide and high."""
     mask = prompt.mask
     if mask is not None:

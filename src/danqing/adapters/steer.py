@@ -11,7 +11,7 @@ from torch import Tensor
 from danqing.adapters import control
 from danqing.adapters.control import Unit, control_source, fitted, with_controls
 from danqing.adapters.identity import Identity
-from danqing.adapters.image_prompt import PicturePrompt, Shown, prompt_source, shown
+from danqing.adapters.image_prompt import PicturePrompt, Shown, at_size, prompt_source
 from danqing.adapters.reference import ReferencePicture, reference_source, references
 from danqing.errors import DanqingError
 from danqing.families import Model
@@ -65,7 +65,7 @@ def steered(
     placed: list[Shown] = []
     first = 0
     for prompt in prompts:
-        placed.append(shown(prompt, first, *cells, cell).map(here))
+        placed.append(at_size(prompt, first, *cells, cell).map(here))
         first += prompt.sides[0].shape[1]
     if placed:
         positive = _with_tokens(positive, [prompt.sides[0] for prompt in prompts], placed)

@@ -226,18 +226,8 @@ def _with_aesthetic(request: Painting, studio: Studio) -> tuple[Studio, dict[str
     projection = aesthetic.read_projection(files["aesthetic.projection"]) if asked.projection is not None else None
 
     def wear(model: Model, wants: Sequence[AestheticEmbedding]) -> Model:
-        return aesthetic.with_aesthetic(
-            model,
-            vectors,
-            projection,
-            text=asked.text,
-            text_negative=asked.text_negative,
-            angle=asked.slerp_angle,
-            weight=asked.weight,
-            steps=asked.steps,
-            learning_rate=asked.learning_rate,
-            slerp=asked.slerp,
-        )
+        (settings,) = wants
+        return aesthetic.with_aesthetic(model, settings, vectors, projection)
 
     cache = studio.cache.setdefault(("aesthetic", asked, *map(stamps, files.values())), {})
     return replace(_dressed(studio, [asked], [asked], wear), cache=cache), files

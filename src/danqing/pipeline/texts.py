@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.adapters.hypernetwork import TAG
-from danqing.adapters.identity import Identity, identified
+from danqing.adapters.identity import Identity, with_identity
 from danqing.adapters.lora import TAGS
 from danqing.errors import DanqingError
 from danqing.families import Model
@@ -92,7 +92,7 @@ def encode(
             return encoded(prompt)
         if identity is None:
             return with_subprompt(encoded(prompt))
-        return identified(
+        return with_identity(
             identity, prompt, model, encoded, held=held, dialect=r.dialect, emphasis=emphasis, finish=with_subprompt
         )
 
