@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from danqing.errors import DanqingError
-from danqing.requests import MAX_SEED, Reference, ResolvedRequest, TextToImage, read
+from danqing.requests import MAX_SEED, Outpaint, Reference, ResolvedRequest, TextToImage, read
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
@@ -104,3 +104,11 @@ def test_a_record_reads_back() -> None:
     text = record.model_dump_json(exclude_none=True)
     assert ResolvedRequest.model_validate_json(text) == record
     assert '"numerics"' in text  # a later version's default may be another
+
+
+def test_an_outpaintings_record_has_its_size_and_is_read_again() -> None:
+    asked = Outpaint(image="x.png", left=64, seed=1).model_copy(update={"width": 192, "height": 128})
+    record = ResolvedRequest(request=asked, family="sd1", checkpoint=Reference(name="x"))
+    again = ResolvedRequest.model_validate_json(record.model_dump_json(exclude_none=True))
+    assert (again.kind, again.request.width, again.request.height) == ("outpaint", 192, 128)
+    assert again.request == asked

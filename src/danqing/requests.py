@@ -1031,6 +1031,13 @@ class Platform(BaseModel):
     """Precision of the networks: `float32`, `bfloat16`, `float16`."""
 
 
+def _recorded(kind: Kind, fields: dict[str, Any]) -> Painting:
+    """A record's request. An outpainting's has the size that came of it, for which nobody can ask."""
+    size = {name: fields[name] for name in ("width", "height") if kind == "outpaint" and name in fields}
+    plain = REQUESTS[kind].model_validate({name: value for name, value in fields.items() if name not in size})
+    return plain.model_copy(update=Painting.model_validate(size).model_dump(include=set(size)))
+
+
 class ResolvedRequest(BaseModel):
     """A request with nothing left open: what metadata, queue and replay store."""
 
@@ -1065,7 +1072,7 @@ class ResolvedRequest(BaseModel):
             return {**value, "kind": kind_of(request)}
         kind = value.get("kind", "txt2img")
         if isinstance(request, dict) and kind in REQUESTS:
-            return {**value, "request": REQUESTS[kind].model_validate(request)}
+            return {**value, "request": _recorded(kind, request)}
         return value
 
     def picture(self, index: int) -> ResolvedRequest:

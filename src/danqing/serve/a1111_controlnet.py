@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import HTTPException
+from PIL import Image
 
+from danqing.adapters.annotators import find_preprocessor
 from danqing.checkpoints.hashes import legacy_hash
 from danqing.errors import DanqingError
 from danqing.library.folders import Entry
-from danqing.requests import REFERENCE
+from danqing.pipeline.controls import INPAINT, module_files
+from danqing.requests import REFERENCE, TextToImage, read
 from danqing.serve.a1111_options import Fields
 from danqing.vocabulary import MODULES, Module, find_module, quoted
 
@@ -69,6 +72,23 @@ def units(args: list[Any], opened: Opened, notes: list[str]) -> Fields:
         target = prompts if _PROMPTS.search(module) else controls
         target.append(_prompt(values, module, opened) if target is prompts else _control(values, module, opened))
     return {name: found for name, found in (("controls", controls), ("image_prompts", prompts)) if found}
+
+
+def old_units(extra: Fields) -> list[Any]:
+    """The units of a body for the extension's first routes: `controlnet_units`, or one unit's fields for themselves."""
+    units = extra.get("controlnet_units")
+    if isinstance(units, list):
+        return units
+    prefix = "controlnet_"
+    unit = {name.removeprefix(prefix): value for name, value in extra.items() if name.startswith(prefix)}
+    if not unit:
+        return []
+    for name in ("image", "mask"):
+        if isinstance(unit.get(name), list):
+            unit[name] = next(iter(unit[name]), None)
+    if extra.get("guess_mode"):
+        unit["control_mode"] = "ControlNet is more important"
+    return [unit]
 
 
 def module_named(name: str) -> Module:
@@ -259,3 +279,16 @@ def _union(value: Any) -> int | None:
     if number is None:
         raise HTTPException(422, f"ControlNet: union_control_type {quoted(value)} is unknown; {', '.join(_UNION)} are")
     return number
+
+
+def detected(module: Module, picture: Image.Image, size: int | None, threshold_a: Any, threshold_b: Any) -> Image.Image:
+    """What a module makes of a picture, its shorter side first brought to `size`. Raises DanqingError: missing weights."""
+    if module.name in ("none", INPAINT):
+        return picture.convert("RGB")
+    if module.sized and size and size > 0:
+        scale = size / min(picture.size)
+        picture = picture.resize([max(round(side * scale), 1) for side in picture.size], Image.Resampling.LANCZOS)
+    # the pipeline finds weights for units of requests
+    request = read(TextToImage, {"controls": [{"model": "none", "module": module.name}]})
+    numbers = _thresholds({"threshold_a": threshold_a, "threshold_b": threshold_b}, module)
+    return find_preprocessor(module.name, [*module_files(request).values()], **numbers)(picture)

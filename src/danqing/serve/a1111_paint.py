@@ -22,10 +22,12 @@ from danqing.metadata.infotext import infotext
 from danqing.metadata.read import as_infotext, tell
 from danqing.pipeline.expand import fix_seeds
 from danqing.pipeline.faces import load_face_detector, load_restorer, restore_faces
+from danqing.pipeline.images import open_picture
 from danqing.pipeline.plot import Place, Plot, sheet
 from danqing.requests import Painting, Upscale, read
 from danqing.serve.a1111_answers import Shown, encoded, info, parameters, png_parameters, shown
 from danqing.serve.a1111_bodies import Extras, ExtrasBatch, ExtrasSingle, Img2Img, Painted, Txt2Img
+from danqing.serve.a1111_controlnet import detected, old_units
 from danqing.serve.a1111_lists import entries, stem, upscaler_name
 from danqing.serve.a1111_options import Fields, Options, plain_json
 from danqing.serve.a1111_requests import Asked, Fetch, data_url, img2img, txt2img
@@ -34,7 +36,7 @@ from danqing.serve.accept import check_picture, decoded
 from danqing.serve.engine import Engine
 from danqing.serve.store import Job
 from danqing.serve.work import Enlarge
-from danqing.vocabulary import quoted
+from danqing.vocabulary import find_module, quoted
 
 OWN_FAULT = "an error of Danqing's own"
 """How the engine begins the error of a job that no request is to blame for."""
@@ -80,7 +82,7 @@ def paint(studio: Studio, body: Painted) -> Fields:
     pictures = [_shown(studio, job, options, restore) for job in jobs]
     flat = [picture for row in pictures for picture in row]
     grids = _grids(layout, pictures, body, options, notes) if flat else []
-    maps: list[str] = []
+    maps = [] if options["control_net_no_detectmap"] else _maps(studio, body, requests[0], options)
     lone = flat if layout is None or layout.lone else []
     images = [*(image for image, _ in grids), *(picture.image for picture in lone), *maps]
     return {
@@ -106,7 +108,7 @@ def _requests(
     work = Work(asked.kind, dict(asked.fields), notes, studio.opened, settings)
     if "hr_upscaler" in work.fields:
         work.fields["hr_upscaler"] = upscaler_name(work.fields["hr_upscaler"], settings)
-    units = (body.model_extra or {}).get("controlnet_units")
+    units = old_units(body.model_extra or {})
     apply_alwayson(work, {**(body.alwayson_scripts or {}), **({"ControlNet": {"args": units}} if units else {})})
     script = find_script(body.script_name, asked.kind, False) if body.script_name else None
     values: Mapping[str, Any] = {}
@@ -128,6 +130,19 @@ def _requests(
         seed = fix_seeds(bases[0]).seed or 0
         bases = [base.model_copy(update={"seed": seed + index}) for index, base in enumerate(bases)]
     return tuple(bases), None
+
+
+def _maps(studio: Studio, body: Painted, request: Painting, options: Mapping[str, Any]) -> list[str]:
+    """What the modules of ControlNet's units made of their pictures: the extension shows them after the paintings."""
+    found = []
+    for unit in request.controls:
+        source = unit.image or getattr(request, "image", None)
+        module = find_module(unit.module)[0]
+        if module is not None and module.name != "none" and isinstance(source, str):
+            picture = opened_picture(studio, source)
+            image = detected(module, picture, unit.processor_res, unit.threshold_a, unit.threshold_b)
+            found.append(encoded(image, None, options))
+    return found
 
 
 def _check_models(engine: Engine, requests: Sequence[Painting]) -> None:
@@ -305,6 +320,12 @@ def _enlarged(body: Extras, engine: Engine) -> Fields:
         if name == "CodeFormer":
             fields["fidelity"] = body.codeformer_weight
     return fields
+
+
+def opened_picture(studio: Studio, url: str) -> Image.Image:
+    """The picture of a data URL, RGB or RGBA. Raises DanqingError."""
+    check_picture(decoded(url, "image", studio.engine.rules), "image", studio.engine.rules)
+    return open_picture(url)
 
 
 def png_info(studio: Studio, source: str) -> Fields:

@@ -1,0 +1,358 @@
+"""AUTOMATIC1111's HTTP API: /sdapi/v1 (its modules/api/api.py) and /controlnet (sd-webui-controlnet's scripts/api.py).
+
+Bodies and answers are field for field its own. Errors have its form, but what is the caller's fault is a 4xx.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from danqing.errors import DanqingError
+from danqing.library.folders import BUNDLED
+from danqing.library.hash_cache import HashCache
+from danqing.pipeline.caption import find_captioner, load_captioner
+from danqing.requests import ImageToImage, TextToImage
+from danqing.serve import a1111_lists as lists
+from danqing.serve.a1111_answers import encoded
+from danqing.serve.a1111_bodies import Detect, ExtrasBatch, ExtrasSingle, Img2Img, Interrogate, PngInfo, Txt2Img
+from danqing.serve.a1111_controlnet import (
+    control_types,
+    detected,
+    model_names,
+    module_detail,
+    module_named,
+    module_names,
+)
+from danqing.serve.a1111_options import Fields, Options
+from danqing.serve.a1111_paint import Studio, extras, opened_picture, paint, png_info, progress
+from danqing.serve.a1111_scripts import script_info, script_names
+from danqing.serve.engine import Engine, QueueFull
+from danqing.serve.fetch import fetch
+from danqing.serve.settings import ServeSettings
+
+Result = TypeVar("Result")
+WAITING = 1024
+"""Requests that may wait for their pictures at once, each in a thread of its own."""
+UNITS = 3
+"""ControlNet units that the extension shows; requests may have more."""
+
+
+class Painting(BaseModel):
+    """The answer to txt2img and img2img."""
+
+    images: list[str]
+    parameters: dict[str, Any]
+    info: str
+
+
+class ExtraImage(BaseModel):
+    html_info: str
+    image: str | None
+
+
+class ExtraImages(BaseModel):
+    html_info: str
+    images: list[str]
+
+
+class PngInfoAnswer(BaseModel):
+    info: str
+    items: dict[str, Any]
+    parameters: dict[str, Any]
+
+
+class ProgressAnswer(BaseModel):
+    progress: float
+    eta_relative: float
+    state: dict[str, Any]
+    current_image: str | None
+    textinfo: str | None
+
+
+def problem(status: int, detail: Any, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error in AUTOMATIC1111's form."""
+    body = {"error": "HTTPException", "detail": detail, "body": "", "errors": ""}
+    return JSONResponse(body, status, headers=headers)
+
+
+class Route(APIRoute):
+    """Errors in AUTOMATIC1111's form, and how long it took."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            began = time.perf_counter()
+            response: Response
+            try:
+                response = await handle(request)
+            except RequestValidationError as error:
+                rows = [{name: row[name] for name in ("loc", "msg", "type")} for row in error.errors()]
+                response = JSONResponse({"detail": rows}, 422)
+            except HTTPException as error:
+                response = problem(error.status_code, error.detail, dict(error.headers or {}))
+            except QueueFull as error:
+                response = problem(429, str(error), {"Retry-After": "10"})
+            except DanqingError as error:
+                response = problem(400, str(error))
+            response.headers["X-Process-Time"] = f"{time.perf_counter() - began:.4f}"
+            return response
+
+        return handler
+
+
+def router(engine: Engine, settings: ServeSettings) -> APIRouter:
+    """The routes over one engine."""
+    routes = APIRouter(route_class=Route, tags=["AUTOMATIC1111"])
+    options = Options(engine.store, {"api_enable_requests": settings.urls})
+
+    def fetched(url: str) -> str:
+        if not settings.urls:
+            raise HTTPException(400, "Requests not allowed: pictures by URL are not switched on in this studio")
+        return "data:image/png;base64," + base64.b64encode(fetch(url, "image", engine.rules.picture_bytes)).decode()
+
+    studio = Studio(engine, options, fetched)
+    limiter = anyio.CapacityLimiter(WAITING)
+
+    async def waited(work: Callable[..., Result], *args: Any) -> Result:
+        """Beside the event loop, and beside the threads of short requests, which stay free for progress."""
+        return await anyio.to_thread.run_sync(work, *args, limiter=limiter)
+
+    @routes.post("/sdapi/v1/txt2img", response_model=Painting)
+    async def txt2img(body: Txt2Img) -> Any:
+        return await waited(paint, studio, body)
+
+    @routes.post("/sdapi/v1/img2img", response_model=Painting)
+    async def img2img(body: Img2Img) -> Any:
+        return await waited(paint, studio, body)
+
+    @routes.post("/sdapi/v1/extra-single-image", response_model=ExtraImage)
+    async def extra_single_image(body: ExtrasSingle) -> Any:
+        return await waited(extras, studio, body)
+
+    @routes.post("/sdapi/v1/extra-batch-images", response_model=ExtraImages)
+    async def extra_batch_images(body: ExtrasBatch) -> Any:
+        return await waited(extras, studio, body)
+
+    @routes.post("/sdapi/v1/png-info", response_model=PngInfoAnswer)
+    def png_info_route(body: PngInfo) -> Any:
+        return png_info(studio, body.image)
+
+    @routes.post("/sdapi/v1/interrogate")
+    async def interrogate(body: Interrogate) -> Fields:
+        return await waited(_interrogated, studio, body)
+
+    @routes.get("/sdapi/v1/progress", response_model=ProgressAnswer)
+    def progress_route(skip_current_image: bool = False) -> Any:
+        return progress(studio, skip_current_image)
+
+    @routes.post("/sdapi/v1/interrupt")
+    def interrupt() -> Fields:
+        engine.interrupt()
+        return {}
+
+    @routes.post("/sdapi/v1/skip")
+    def skip() -> None:
+        engine.skip()
+
+    @routes.get("/sdapi/v1/options")
+    def get_options() -> Fields:
+        return _with_checkpoint(studio)
+
+    @routes.post("/sdapi/v1/options")
+    def set_options(values: Fields) -> None:
+        _set_options(studio, values)
+
+    @routes.post("/sdapi/v1/unload-checkpoint")
+    def unload_checkpoint() -> Fields:
+        engine.models.unload()
+        return {}
+
+    @routes.post("/sdapi/v1/reload-checkpoint")
+    async def reload_checkpoint() -> Fields:
+        await waited(engine.models.get, options.all()["sd_model_checkpoint"])
+        return {}
+
+    _add_lists(routes, studio, settings)
+    _add_controlnet(routes, studio, waited)
+    return routes
+
+
+def _add_lists(routes: APIRouter, studio: Studio, settings: ServeSettings) -> None:
+    library = studio.engine.models.settings
+
+    def refresh() -> None:
+        """Nothing is to be done: every list is read anew."""
+
+    tables: dict[str, Callable[[], Any]] = {
+        "cmd-flags": lambda: cmd_flags(studio.engine, settings),
+        "samplers": lists.samplers,
+        "schedulers": lists.schedulers,
+        "upscalers": lambda: lists.upscalers(library),
+        "latent-upscale-modes": lists.latent_upscale_modes,
+        "sd-models": lambda: lists.sd_models(library),
+        "sd-vae": lambda: lists.sd_vae(library),
+        "hypernetworks": lambda: lists.hypernetworks(library),
+        "face-restorers": lambda: lists.face_restorers(library),
+        "realesrgan-models": lambda: lists.realesrgan_models(library),
+        "prompt-styles": lambda: lists.prompt_styles(library),
+        "artist-categories": list,
+        "embeddings": lambda: lists.embeddings(library, None),
+        "loras": lambda: lists.loras(library),
+        "memory": lists.memory,
+        "scripts": lambda: {"txt2img": script_names(TextToImage), "img2img": script_names(ImageToImage)},
+        "script-info": script_info,
+        "extensions": list,
+    }
+    for name, table in tables.items():
+        routes.add_api_route(f"/sdapi/v1/{name}", _getter(table), methods=["GET"], name=name)
+    for name in ("checkpoints", "vae", "loras", "embeddings"):
+        routes.add_api_route(f"/sdapi/v1/refresh-{name}", refresh, methods=["POST"], name=f"refresh-{name}")
+
+
+def _getter(table: Callable[[], Any]) -> Callable[[], Any]:
+    """A route function without parameters, as FastAPI reads them off its signature."""
+
+    def get() -> Any:
+        return table()
+
+    return get
+
+
+def _add_controlnet(routes: APIRouter, studio: Studio, waited: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+    library = studio.engine.models.settings
+
+    def models() -> list[str]:
+        return model_names(lists.entries(library, "controlnet", "ip_adapter"))
+
+    @routes.get("/controlnet/version")
+    def version() -> dict[str, int]:
+        return {"version": 3}
+
+    @routes.get("/controlnet/model_list")
+    def model_list() -> dict[str, list[str]]:
+        return {"model_list": models()}
+
+    @routes.get("/controlnet/module_list")
+    def module_list(alias_names: bool = False) -> Fields:
+        return {"module_list": module_names(), "module_detail": module_detail()}
+
+    @routes.get("/controlnet/control_types")
+    def types() -> Fields:
+        return {"control_types": control_types(models())}
+
+    @routes.get("/controlnet/settings")
+    def units() -> dict[str, int]:
+        return {"control_net_unit_count": UNITS}
+
+    @routes.post("/controlnet/detect")
+    async def detect(body: Detect) -> Fields:
+        answer: Fields = await waited(_detect, studio, body)
+        return answer
+
+    @routes.post("/controlnet/txt2img", response_model=Painting, deprecated=True)
+    async def old_txt2img(body: Txt2Img) -> Any:
+        return await waited(paint, studio, body)
+
+    @routes.post("/controlnet/img2img", response_model=Painting, deprecated=True)
+    async def old_img2img(body: Img2Img) -> Any:
+        return await waited(paint, studio, body)
+
+
+def _interrogated(studio: Studio, body: Interrogate) -> Fields:
+    """A caption. AUTOMATIC1111's other model, deepdanbooru, is not there."""
+    if not body.image:
+        raise HTTPException(404, "Image not found")
+    picture = opened_picture(studio, studio.opened(body.image)).convert("RGB")
+    folder = find_captioner(studio.engine.models.settings) if body.model == "clip" else None
+    if folder is None:
+        hint = "put the folder of a BLIP captioner, as transformers writes it, into a model folder"
+        raise HTTPException(
+            404, f"Model not found: {hint}" if body.model == "clip" else "Model not found; there is clip"
+        )
+    options = studio.options.all()
+    beams, least, most = (options[f"interrogate_clip_{name}"] for name in ("num_beams", "min_length", "max_length"))
+    most = min(max(most, 1), 256)
+    caption = load_captioner(folder, beams=min(max(beams, 1), 16), least=min(max(least, 0), most), most=most)
+    return {"caption": caption(picture)}
+
+
+def _detect(studio: Studio, body: Detect) -> Fields:
+    module = module_named(body.controlnet_module)
+    sources = body.controlnet_input_images or body.controlnet_images
+    if not sources:
+        raise HTTPException(422, "No image selected")
+    options = studio.options.all()
+    size = body.controlnet_processor_res if body.controlnet_processor_res > 0 else 512
+    if not 64 <= size <= 8192:
+        raise HTTPException(422, f"controlnet_processor_res: should be from 64 to 8192, but it is {size}")
+    found = []
+    for source in sources:
+        picture = opened_picture(studio, studio.opened(source)).convert("RGB")
+        image = detected(module, picture, size, body.controlnet_threshold_a, body.controlnet_threshold_b)
+        found.append(encoded(image, None, {**options, "samples_format": "png"}))
+    return {"info": "Success", "images": found}
+
+
+def _with_checkpoint(studio: Studio) -> Fields:
+    """All options; the checkpoint by its title, which is never unset: where none was chosen, it is the default one."""
+    values = studio.options.all()
+    models = studio.engine.models
+    try:
+        entry = models.check(values["sd_model_checkpoint"]) or BUNDLED
+    except DanqingError:  # chosen once, and gone since
+        return values
+    row = lists.sd_model(entry, HashCache(models.settings.data_dir))
+    return values | {"sd_model_checkpoint": row["title"], "sd_checkpoint_hash": row["sha256"] or ""}
+
+
+def _set_options(studio: Studio, values: Fields) -> None:
+    current = _with_checkpoint(studio)
+    changed = {name: value for name, value in values.items() if name not in current or value != current[name]}
+    name = changed.get("sd_model_checkpoint")
+    if isinstance(name, str):
+        try:
+            studio.engine.models.check(name)
+        except DanqingError as error:
+            raise HTTPException(404, f"model {name!r} not found: {error}") from None
+    studio.options.set(changed)
+
+
+def cmd_flags(engine: Engine, settings: ServeSettings) -> Fields:
+    """AUTOMATIC1111's command-line flags, as far as they say something of this server."""
+    folders = [str(folder) for folder in engine.models.settings.folders]
+    return {
+        "data_dir": str(engine.folder),
+        "ckpt_dir": folders[0] if folders else None,
+        "lora_dir": None,
+        "embeddings_dir": None,
+        "vae_dir": None,
+        "ckpt": engine.models.settings.default_model,
+        "listen": settings.host not in ("127.0.0.1", "::1", "localhost"),
+        "server_name": settings.host,
+        "port": settings.port,
+        "api": settings.api,
+        "nowebui": not settings.page,
+        "api_auth": None,
+        "api_log": False,
+        "api_server_stop": False,
+        "cors_allow_origins": ",".join(settings.origins) or None,
+        "tls_keyfile": str(settings.key) if settings.key else None,
+        "tls_certfile": str(settings.certificate) if settings.certificate else None,
+        "medvram": False,
+        "lowvram": False,
+        "xformers": False,
+        "share": False,
+        "disable_safe_unpickle": False,
+    }
