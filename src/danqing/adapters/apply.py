@@ -19,6 +19,7 @@ from danqing.models.clip import CLIPText
 from danqing.models.weights import WeightPatch, patched, twin
 from danqing.vocabulary import choose
 
+_AT_ONCE = 1 << 18
 Changes = dict[str, list[tuple[WeightPatch, float]]]
 """Parameter -> what changes it, and how much."""
 
@@ -38,8 +39,9 @@ def apply(model: Model, uses: Sequence[Use], say: Callable[[str], None] | None =
     """`model` with the adapters applied in order. `model` itself is left as it is: taking them off is going back to it.
 
     Every weight is reckoned in float32 from the model's own and rounded once to its type; only weights that change take
-    memory. The words that they bring along are known to the prompts. `say` is told of each adapter: "style: 722 of 722 layers, rank 32, effect 0.8% of the weights' norm", of
-    those that change nothing (strength or weights are zero), and of what their files hold besides.
+    memory. The words that they bring along are known to the prompts. `say` is told of each adapter: "style: 722 of 722
+    layers, rank 32, effect 0.8% of the weights' norm", of those that change nothing (strength or weights are zero), and
+    of what their files hold besides.
     Raises DanqingError for an adapter that was read for another family, or whose numbers are not finite.
     """
     nets: dict[str, nn.Module] = {"unet": model.denoiser, **model.text_encoders}
@@ -94,7 +96,7 @@ class _Effect:
     def measured(self, change: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
         def measured(weight: Tensor, strength: float) -> Tensor:
             new = change(weight, strength)
-            self.moved.append(torch.dist(new, weight))
+            self.moved.append(_distance(new, weight))
             self.whole.append(torch.linalg.vector_norm(weight))
             return new
 
@@ -110,6 +112,13 @@ class _Effect:
         if moved == 0:
             return "changes nothing: its weights are zero"
         return f"effect {100 * moved / whole:.2g}% of the weights' norm" if whole else "where the weights are zero"
+
+
+def _distance(new: Tensor, old: Tensor) -> Tensor:
+    """The norm of new - old, a few rows at a time: fresh memory for a whole difference costs more than its sum."""
+    rows = max(1, _AT_ONCE * len(old) // max(old.numel(), 1))
+    parts = [torch.linalg.vector_norm(a - b) for a, b in zip(new.split(rows), old.split(rows))]
+    return torch.linalg.vector_norm(torch.stack(parts))
 
 
 # --- block weights ----------------------------------------------------------------------------------------------------
