@@ -1,8 +1,8 @@
 """Aesthetic gradients (Gallego 2022, arXiv 2209.12330): a text encoder that learns to read one prompt as pictures look.
 
-A file holds the mean of CLIP's vectors of some pictures. For each prompt a copy of the text encoder takes a few steps of
-gradient descent that bring the prompt's own vector, in the space that CLIP's texts and pictures share, nearer to it; the
-hidden states before and after are mixed. Settings and arithmetic are those of AUTOMATIC1111's extension
+A file holds the mean of CLIP's vectors of some pictures. For each prompt a copy of the text encoder takes a few steps
+of gradient descent that bring the prompt's own vector, in the space that CLIP's texts and pictures share, nearer to it;
+the hidden states before and after are mixed. Settings and arithmetic are those of AUTOMATIC1111's extension
 (stable-diffusion-webui-aesthetic-gradients), but that a chunk's tokens are the prompt's own.
 """
 
@@ -39,8 +39,8 @@ class Aesthetic:
     projection: Tensor | None
     """(P, C): from the text encoder's width to the target's, where the encoder does not do so itself."""
     settings: AestheticEmbedding
-    """Its weight is that of the hidden states after. With `slerp` they are mixed on an arc, each number of the width along
-    the tokens."""
+    """Its weight is that of the hidden states after. With `slerp` they are mixed on an arc, each number of the width
+    along the tokens."""
 
     def __post_init__(self) -> None:
         if not bool(torch.isfinite(self.target).all()):
@@ -48,7 +48,8 @@ class Aesthetic:
 
 
 def read(path: Path | str) -> Tensor:
-    """The vectors in a file, (n, P) float32, each of length 1. Raises DanqingError: damaged, or not one tensor of vectors."""
+    """The vectors in a file, (n, P) float32, each of length 1. Raises DanqingError: damaged, or not one tensor of
+    vectors."""
     file = open_file(path)
     found = [entry for entry in file.entries.values() if entry.dtype.is_floating_point]
     if len(found) != 1 or len(found[0].shape) not in (1, 2) or 0 in found[0].shape:
@@ -78,9 +79,9 @@ def with_aesthetic(
 ) -> Model:
     """`model` whose prompts, but for negative ones, are brought nearer to `vectors` (n, P). `model` is left as it is.
 
-    `projection` (P, C) is needed for text encoders that have none, as all of SD 1.x and 2.x; the files that `settings` name
-    are not read. With a `text` the vectors are turned towards it by `slerp_angle`, or with `text_negative` away from it.
-    Raises DanqingError where no text encoder speaks of vectors of that width, or where they are not finite.
+    `projection` (P, C) is needed for text encoders that have none, as all of SD 1.x and 2.x; the files that `settings`
+    name are not read. With a `text` the vectors are turned towards it by `slerp_angle`, or with `text_negative` away
+    from it. Raises DanqingError where no text encoder speaks of vectors of that width, or where they are not finite.
     """
     encoder = _encoder(model, vectors, projection)
     aesthetic = Aesthetic(vectors, projection, settings)
@@ -93,7 +94,8 @@ def with_aesthetic(
 
 
 def learned(aesthetic: Aesthetic, network: CLIPText, read: Read, hidden: Tensor) -> Tensor:
-    """`hidden` (1, 77, C) of a chunk, mixed with what the network makes of it after it has learned. Adam, as the extension."""
+    """`hidden` (1, 77, C) of a chunk, mixed with what the network makes of it after it has learned. Adam, as the
+    extension."""
     asked = aesthetic.settings
     pupil = copy.deepcopy(network).float().requires_grad_(True)
     with torch.enable_grad():
@@ -110,7 +112,8 @@ def learned(aesthetic: Aesthetic, network: CLIPText, read: Read, hidden: Tensor)
 
 
 def arc(low: Tensor, high: Tensor, part: float) -> Tensor:
-    """`part` of the way from `low` to `high` on an arc, angles taken along dimension 1; the lengths are mixed likewise."""
+    """`part` of the way from `low` to `high` on an arc, angles taken along dimension 1; the lengths are mixed
+    likewise."""
     cosine = (F.normalize(low, dim=1) * F.normalize(high, dim=1)).sum(1, keepdim=True).clamp(-1, 1)
     angle = torch.acos(cosine)
     sine = torch.sin(angle)

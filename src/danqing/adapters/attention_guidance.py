@@ -1,6 +1,8 @@
-"""Guidance by the U-Net's own attention: perturbed (PAG, Ahn et al. 2024), and by what it looks at (SAG, Hong et al. 2023).
+"""Guidance by the U-Net's own attention: perturbed (PAG, Ahn et al. 2024), and by what it looks at (SAG, Hong et al.
+2023).
 
-What marks a branch rides along in its `controls`, so that it is called apart from the others and seen by a `PatchSource`.
+What marks a branch rides along in its `controls`, so that it is called apart from the others and seen by a
+`PatchSource`.
 """
 
 from __future__ import annotations
@@ -83,8 +85,8 @@ class Watched:
     """Marks a branch of which it is kept where its pixels look, in one call of what is guided."""
 
     maps: list[dict[int, Tensor]] = field(default_factory=list)
-    """For each call's pictures (B, T), by the number of the network of several (`weights.ASKED`): how much each token of
-    the middle is looked at, 1 on average."""
+    """For each call's pictures (B, T), by the number of the network of several (`weights.ASKED`): how much each token
+    of the middle is looked at, 1 on average."""
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Watched:
         return self
@@ -130,8 +132,8 @@ class Watch:
         return None
 
     def blurred(self, branch: Conditioning, clean: Tensor) -> Tensor:
-        """The branch's clean prediction (B, C, H, W), blurred where its pixels look most (equations 10 to 12); of several
-        networks that answer together, on average."""
+        """The branch's clean prediction (B, C, H, W), blurred where its pixels look most (equations 10 to 12); of
+        several networks that answer together, on average."""
         calls = self.marks[id(branch)].maps
         looked_at = torch.cat([torch.stack([*call.values()]).mean(0) for call in calls]).to(clean.device)
         size = level_size(clean.shape[-2], clean.shape[-1], self.level)

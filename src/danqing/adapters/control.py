@@ -37,7 +37,8 @@ _ADAPTER_WEIGHTS = (0.25, 0.62, 0.825, 1.0)
 """What `prompt` and `control` make a T2I-Adapter's features count (Mikubill's sd-webui-controlnet, `hook.py`)."""
 
 Prepared = list[Tensor] | dict[str, Tensor]
-"""What of a control does not depend on the step: a ControlNet's hints embedded, or a T2I-Adapter's features by place."""
+"""What of a control does not depend on the step: a ControlNet's hints embedded, or a T2I-Adapter's features by
+place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +121,9 @@ def holds(start: float, end: float, at: At, steps: int, process: Process, dialec
 def held_steps(
     start: float, end: float, sigmas: Sequence[float], process: Process, dialect: Dialect
 ) -> tuple[float, float]:
-    """The half-open range of `At.step` in which what `holds` from `start` to `end` acts, in a run over noise levels that
-    end with the last step's result. It is unbounded where it takes in the first or last step; an inner evaluation is part
-    of its step."""
+    """The half-open range of `At.step` in which what `holds` from `start` to `end` acts, in a run over noise levels
+    that end with the last step's result. It is unbounded where it takes in the first or last step; an inner evaluation
+    is part of its step."""
     count = len(sigmas) - 1
     held = [i for i in range(count) if holds(start, end, At(sigmas[i], i), count, process, dialect)]
     if not held:
@@ -156,7 +157,8 @@ def control(unit: Unit, width: int, height: int, cell: int) -> Control:
 
 
 def part_of(unit: Unit, size: tuple[int, int], box: tuple[int, int, int, int]) -> Unit:
-    """The unit for a part of the picture: `box` = (left, upper, right, lower) of a picture of `size` = (width, height)."""
+    """The unit for a part of the picture: `box` = (left, upper, right, lower) of a picture of `size` = (width,
+    height)."""
     left, upper, right, lower = box
     pictures = (fitted(picture, *size, unit.resize) for picture in unit.pictures)
     return replace(unit, pictures=tuple(picture[..., upper:lower, left:right] for picture in pictures), resize="fill")

@@ -1,7 +1,7 @@
 """Textual inversion (Gal et al. 2022): files of vectors that stand for a word in prompts.
 
-Layouts: AUTOMATIC1111's (`string_to_param`), kohya's (`emb_params`), SDXL's (`clip_l` and `clip_g`, in diffusers' training
-script also `text_encoders_0` and `_1`), and one tensor alone under whatever name, as diffusers writes it.
+Layouts: AUTOMATIC1111's (`string_to_param`), kohya's (`emb_params`), SDXL's (`clip_l` and `clip_g`, in diffusers'
+training script also `text_encoders_0` and `_1`), and one tensor alone under whatever name, as diffusers writes it.
 """
 
 from __future__ import annotations

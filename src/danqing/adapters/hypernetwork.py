@@ -104,7 +104,8 @@ class Hypernetwork:
 
 
 def read(path: Path | str, name: str | None = None) -> Hypernetwork:
-    """The hypernetwork in a file. Raises DanqingError: damaged, none, an unknown activation, or shapes that do not chain."""
+    """The hypernetwork in a file, called `name` or as the file. Raises DanqingError: damaged, none, an unknown
+    activation, or shapes that do not chain."""
     file = open_file(path)
     found: dict[int, tuple[dict[int, dict[str, Tensor]], dict[int, dict[str, Tensor]]]] = {}
     for key, entry in file.entries.items():
@@ -129,8 +130,8 @@ def read(path: Path | str, name: str | None = None) -> Hypernetwork:
 def with_hypernetworks(
     model: Model, uses: Sequence[tuple[Hypernetwork, float]], say: Callable[[str], None] | None = None
 ) -> Model:
-    """`model` in whose attention layers hypernetworks speak, one behind another, each with its strength. No weight is
-    touched: taking them off is going back to `model`.
+    """`model` in whose attention layers hypernetworks speak, one behind another, each with its strength: any finite
+    number, 0 for none and below it the other way. No weight is touched: taking them off is going back to `model`.
 
     `say` is told of each: "ink: 32 attention layers, sizes 320, 640, 768, 1280; layers 1, 2, 1; relu".
     Raises DanqingError for one whose sizes are another family's.

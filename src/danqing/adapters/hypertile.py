@@ -1,8 +1,8 @@
 """HyperTile: the attention of a large picture's pixels to each other in tiles (tfernd's HyperTile).
 
 Sizes, depths and defaults are AUTOMATIC1111's (extensions-builtin/hypertile). Where `swap_size` leaves a choice of tile
-sizes, it is drawn anew at each step and layer: by these alone, so that a picture depends neither on its batch nor on what
-was painted before it.
+sizes, it is drawn anew at each step and layer: by these alone, so that a picture depends neither on its batch nor on
+what was painted before it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def splits(
     """Transformer block -> (its height and width in tokens, into how many rows and columns of tiles it may be cut).
 
     For latents of `height` x `width`. A block's depth counts its level from the finest that has any, the middle as one
-    more; a tile's sides are 2^depth times as many tokens as it is cells of the latents, which are divided by a power of 2.
+    more; a tile's sides are 2^depth times as many tokens as it is cells of the latents, which are divided by a power of
+    2.
     """
     blocks = transformer_blocks(config)
     finest = min(blocks.values(), default=0)

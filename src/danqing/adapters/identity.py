@@ -79,9 +79,9 @@ def with_identity(
     """The branches of a prompt in which `man img` is whom the photographs show (Li et al. 2023, section 3.2).
 
     Each photograph's vectors are merged into a repetition of the word's last token; in the half-open range `held` of
-    `At.step` these hold, before and after it the prompt without the trigger word. A part without the word is encoded as it
-    is (see `require_trigger`). `finish` is done to the whole prompt's branches with the photographs, and to those without.
-    Raises DanqingError with two of them in a part, or with one that the dialect cuts away.
+    `At.step` these hold, before and after it the prompt without the trigger word. A part without the word is encoded as
+    it is (see `require_trigger`). `finish` is done to the whole prompt's branches with the photographs, and to those
+    without. Raises DanqingError with two of them in a part, or with one that the dialect cuts away.
     """
     count = len(who.photographs)
     encoder = model.family.text_encoders[0]
@@ -165,8 +165,8 @@ _LIMBS = ((0, 2), (1, 2), (3, 2), (4, 2))
 def draw_keypoints(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> Image.Image:
     """The picture of a face's five points that InstantID's ControlNet is shown, of `size` = (width, height).
 
-    `points` in pixels: the eyes, the nose, the corners of the mouth. Each is a disc; a line of 4 pixels, darker, leads from
-    it to the nose. Source: instantX-research/InstantID (`draw_kps`). Raises ValueError unless there are five, and
+    `points` in pixels: the eyes, the nose, the corners of the mouth. Each is a disc; a line of 4 pixels, darker, leads
+    from it to the nose. Source: instantX-research/InstantID (`draw_kps`). Raises ValueError unless there are five, and
     DanqingError for one outside of the picture.
     """
     if len(points) != len(_COLORS):

@@ -1,4 +1,5 @@
-"""Pictures as prompts: an IP-Adapter's tokens beside the text's, in the cross-attentions of a U-Net that is left as it is."""
+"""Pictures as prompts: an IP-Adapter's tokens beside the text's, in the cross-attentions of a U-Net that is left as it
+is."""
 
 from __future__ import annotations
 
@@ -58,8 +59,8 @@ _PLACES: Mapping[str, Mapping[int, Mapping[int, float]]] = {
 
 These tables, the eases and the fifths: cubiq's ComfyUI_IPAdapter_plus; SDXL's are InstantStyle's (Wang et al. 2024)."""
 _COMPOSING: Mapping[int, frozenset[int]] = {16: frozenset((4, 5)), 11: frozenset((3,))}
-"""The transformers that make the composition. There `style transfer precise` shows the picture to the negative prompt's side
-and not to the prompt's; `composition precise` does so everywhere else."""
+"""The transformers that make the composition. There `style transfer precise` shows the picture to the negative prompt's
+side and not to the prompt's; `composition precise` does so everywhere else."""
 _COMBINED: Mapping[Combine, Callable[[Tensor], Tensor]] = {
     "average": lambda seen: seen.mean(0, keepdim=True),
     "add": lambda seen: seen.sum(0, keepdim=True),
@@ -70,8 +71,8 @@ _COMBINED: Mapping[Combine, Callable[[Tensor], Tensor]] = {
 
 
 def layers_of(kind: WeightType, config: UNetConfig) -> tuple[dict[str, float], frozenset[str]]:
-    """(what the weight counts in each cross-attention, by its canonical name, but for those at 0; those of them in which the
-    pictures act on the negative prompt's side, and not on the prompt's).
+    """(what the weight counts in each cross-attention, by its canonical name, but for those at 0; those of them in
+    which the pictures act on the negative prompt's side, and not on the prompt's).
 
     Transformers are counted as the flow passes them. Raises DanqingError for a kind that this U-Net has no places for.
     """
@@ -161,9 +162,9 @@ def picture_prompt(
     """The prompt that `network` makes of pictures (each (1, 3, H, W) in [0, 1], any size) and of faces (n, W).
 
     What it looks at is its `config.look`: the tower's projected vector or its patches, or faces' vectors, or both, a
-    picture to each face. Several pictures: `concat` puts their tokens one after another, any other `combine` makes one of
-    what is looked at. No picture is told as diffusers tells it: a vector of zeros, or the patches of a picture of zeros.
-    Raises DanqingError where what is looked at is not given, or is of another width.
+    picture to each face. Several pictures: `concat` puts their tokens one after another, any other `combine` makes one
+    of what is looked at. No picture is told as diffusers tells it: a vector of zeros, or the patches of a picture of
+    zeros. Raises DanqingError where what is looked at is not given, or is of another width.
     """
     told = _looks(network, tower, pixels, faces)
     nothing = _looks(network, tower, [], None, like=told)
@@ -313,7 +314,8 @@ def _attend(
 
 
 def _mask(part: _Part, queries: int) -> Tensor:
-    """The mask at the size of the attention's own grid: (B or 1, 1, queries, 1). Bicubic, as diffusers and ComfyUI do."""
+    """The mask at the size of the attention's own grid: (B or 1, 1, queries, 1). Bicubic, as diffusers and ComfyUI
+    do."""
     assert part.mask is not None
     if queries not in part.resized:
         sizes = (level_size(*part.grid, level) for level in range(8))

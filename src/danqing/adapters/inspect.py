@@ -189,8 +189,8 @@ def _lora(file: TensorFile) -> Summary:
 
 
 def trigger_words(path: Path, metadata: Mapping[str, str], most: int = 8) -> tuple[str, ...]:
-    """The `activation text` of AUTOMATIC1111's card beside the file (`name.json`), or the file's own trigger phrase; else
-    the most frequent of kohya's training tags, at most `most`."""
+    """The `activation text` of AUTOMATIC1111's card beside the file (`name.json`), or the file's own trigger phrase;
+    else the most frequent of kohya's training tags, at most `most`."""
     for phrase in (_json_table(_beside(path)).get("activation text"), metadata.get("modelspec.trigger_phrase")):
         if isinstance(phrase, str) and phrase.strip():
             return tuple(word.strip() for word in phrase.split(",") if word.strip())

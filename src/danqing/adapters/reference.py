@@ -1,8 +1,8 @@
 """Reference-only: the pixels of a painting attend to those of a given picture too, and so take up its look.
 
-Source: lllyasviel's `reference_only` of Mikubill's sd-webui-controlnet (`hook.py`). In every step the U-Net first sees the
-given picture, as noisy as the painting is, and its self-attentions' keys and values are kept; then it sees the painting,
-whose self-attentions have those beside their own.
+Source: lllyasviel's `reference_only` of Mikubill's sd-webui-controlnet (`hook.py`). In every step the U-Net first sees
+the given picture, as noisy as the painting is, and its self-attentions' keys and values are kept; then it sees the
+painting, whose self-attentions have those beside their own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from danqing.sampling.predict import PatchSource, ask
 from danqing.vocabulary import Dialect
 
 Pair = dict[int, tuple[Tensor, Tensor]]
-"""The keys and values of one picture in one self-attention, by the number of the network of several (`weights.ASKED`)."""
+"""The keys and values of one picture in one self-attention, by the number of the network of several
+(`weights.ASKED`)."""
 Bank = dict[str, list[Pair]]
 """By self-attention: those of the pictures that it was shown."""
 
@@ -74,7 +75,8 @@ class Reference:
 def references(
     picture: ReferencePicture, width: int, height: int, encode: Callable[[Tensor], Tensor]
 ) -> tuple[Reference, Reference]:
-    """(of the positive side, of the negative side) for a painting of `width` x `height` pixels, cut to whose shape it is.
+    """(of the positive side, of the negative side) for a painting of `width` x `height` pixels, cut to whose shape it
+    is.
 
     `encode` makes latents (1, C, h, w) of pixels (1, 3, H, W) in [-1, 1].
     """
@@ -129,7 +131,8 @@ def _show(
     conditioning: Conditioning,
     say: Callable[[str], None],
 ) -> None:
-    """The U-Net sees the reference, as noisy as the painting; what the named self-attentions make of it goes to `bank`."""
+    """The U-Net sees the reference, as noisy as the painting; what the named self-attentions make of it goes to
+    `bank`."""
     generator = torch.Generator().manual_seed(round(2 * at.step))
     latents = reference.latents.float()
     noise = torch.randn(latents.shape[1:], generator=generator).to(latents.device)

@@ -53,8 +53,8 @@ def scheduled(
 
 
 def averaged(model: Model, uses: Sequence[Use], say: Callable[[str], None] | None = None) -> Model:
-    """`model` whose U-Net's answer is the mean of its answers with each adapter alone: the `composite` of Zhong et al. 2024
-    (they average guided scores, which are linear in the answers). A step costs as much as one for each adapter.
+    """`model` whose U-Net's answer is the mean of its answers with each adapter alone: the `composite` of Zhong et al.
+    2024 (they average guided scores, which are linear in the answers). A step costs as much as one for each adapter.
 
     The text encoders are changed by all of them. `say` and errors as for `apply`.
     """
@@ -67,11 +67,11 @@ def by_places(
     say: Callable[[str], None] | None = None,
     common: Sequence[Use] = (),
 ) -> Model:
-    """`model` whose U-Net is changed by each adapter where its mask (H, W) in [0, 1], of any one size, says so, and by the
-    `common` ones everywhere.
+    """`model` whose U-Net is changed by each adapter where its mask (H, W) in [0, 1], of any one size, says so, and by
+    the `common` ones everywhere.
 
-    Where masks overlap they share by their values; what they leave has the common ones alone. A step costs as much as one
-    for each adapter and one more; it knows nothing of tiled diffusion's windows. `say` as for `apply`.
+    Where masks overlap they share by their values; what they leave has the common ones alone. A step costs as much as
+    one for each adapter and one more; it knows nothing of tiled diffusion's windows. `say` as for `apply`.
     Raises DanqingError for masks of different sizes or values beyond [0, 1], and as `apply` does.
     """
     masks = [mask.float() for _, mask in uses]

@@ -24,7 +24,8 @@ Branches = tuple[Conditioning, ...]
 
 
 def parts_of(units: Sequence[Steering], size: tuple[int, int], box: tuple[int, int, int, int]) -> tuple[Steering, ...]:
-    """The units for a part of the picture: `box` = (left, upper, right, lower) of a picture of `size` = (width, height).
+    """The units for a part of the picture: `box` = (left, upper, right, lower) of a picture of `size` = (width,
+    height).
 
     A ControlNet is shown its part, and listens to the same picture prompt as before; a mask is cut; pictures that are
     prompts stay whole.

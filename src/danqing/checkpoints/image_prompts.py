@@ -1,4 +1,5 @@
-"""Files of what makes prompts of pictures: IP-Adapters, InstantID's, PhotoMaker's, CLIP's image towers, and faces' vectors.
+"""Files of what makes prompts of pictures: IP-Adapters, InstantID's, PhotoMaker's, CLIP's image towers, and faces'
+vectors.
 
 Sources of the layouts: tencent-ailab/IP-Adapter, instantX-research/InstantID, TencentARC/PhotoMaker, transformers' and
 OpenCLIP's image towers.
@@ -82,7 +83,8 @@ def load_ip_adapter(file: TensorFile, model: Model) -> IPAdapter:
 
 
 def ip_adapter_config(file: TensorFile) -> IPAdapterConfig:
-    """What an IP-Adapter is by the names and shapes of its projection. Raises DanqingError for one that is not known."""
+    """What an IP-Adapter is by the names and shapes of its projection. Raises DanqingError for one that is not
+    known."""
     shapes = {key[len("image_proj.") :]: shape for key, shape in file.shapes.items() if key.startswith("image_proj.")}
 
     def size(key: str, axis: int) -> int:
@@ -193,7 +195,11 @@ def lora_part(path: Path | str, model: Model) -> TensorFile | None:
 
 def load_tower(path: Path | str, model: Model) -> CLIPVision:
     """CLIP's image tower of a file or a diffusers folder, in transformers' or OpenCLIP's names, with its text tower or
-    without; on the model's device and in its precision. Raises DanqingError: damaged, or none."""
+    without; on the model's device and in its precision.
+
+    Raises DanqingError: damaged, none, a folder without weights, an activation that no such tower has, or with missing
+    and mis-shaped keys.
+    """
     path = Path(path)
     file = open_component(path) if path.is_dir() else open_file(path)
     if file is None:

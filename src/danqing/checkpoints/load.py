@@ -42,9 +42,10 @@ def load(
     """Load a checkpoint: a single file of any format, or a diffusers folder.
 
     dtype: None is the U-Net's own (float8 becomes bfloat16). On the CPU, weights that are already of that type are
-    views of the mapped file: nothing is copied, and memory is taken as they are used. prediction: `epsilon`, `v`, `flow`, `edm`, against what the
-    file says. vae: a file or folder whose autoencoder takes the place of the checkpoint's own. ema: the moving
-    average of the U-Net. family: a row, or its name, instead of recognising one. variant: of a diffusers folder.
+    views of the mapped file: nothing is copied, and memory is taken as they are used. prediction: `epsilon`, `v`,
+    `sample`, `flow`, `edm`, against what the file says. vae: a file or folder whose autoencoder takes the place of the
+    checkpoint's own. ema: the moving average of the U-Net. family: a row, or its name, instead of recognising one.
+    variant: of a diffusers folder.
 
     Raises DanqingError: no checkpoint, damaged, unsafe, or with missing, surplus and mis-shaped keys (all listed in
     one line).

@@ -1,7 +1,8 @@
 """IP-Adapter (Ye et al. 2023): a picture's tokens, and the keys and values that a U-Net's attention has of them.
 
-Every cross-attention gets a second one, over the picture's tokens, whose result is added to the text's (equation 5). The
-U-Net itself is not touched. Modules are named as in the files of tencent-ailab's IP-Adapter, which InstantID's follow.
+Every cross-attention gets a second one, over the picture's tokens, whose result is added to the text's (equation 5).
+The U-Net itself is not touched. Modules are named as in the files of tencent-ailab's IP-Adapter, which InstantID's
+follow.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ class KeysAndValues(nn.Module):
 
 
 class IPAdapter(nn.Module):
-    """Made in evaluation mode. `places` are the U-Net's cross-attentions with their widths (`models.unet.cross_attentions`)."""
+    """Made in evaluation mode. `places` are the U-Net's cross-attentions with their widths
+    (`models.unet.cross_attentions`)."""
 
     def __init__(self, config: IPAdapterConfig, places: dict[str, int]) -> None:
         super().__init__()
@@ -158,7 +160,8 @@ class IPAdapter(nn.Module):
         self.eval()
 
     def tokens(self, *told: Tensor) -> Tensor:
-        """(n, ...) of n pictures, by `config.look` -> (n, tokens, C). `face and patches` takes the two in this order."""
+        """(n, ...) of n pictures, by `config.look` -> (n, tokens, C). `face and patches` takes the two in this
+        order."""
         if self.config.kind == "plus" and self.config.look == "face":
             told = (told[0][:, None],)  # a resampler gathers from many: here from one
         if len(told) == 1:

@@ -27,6 +27,9 @@ attention adds keys, IP-Adapter adds the plain attention over the image's own ke
 ContextPatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(what the keys are made of, what the values are made of), each (B, S, C) -> likewise (hypernetworks)."""
 
+QueryPatch = Callable[[Tensor], Tensor]
+"""What the queries are made of, (B, T, C) -> likewise (ControlNet-LLLite)."""
+
 BlockPatch = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 """(run, arguments) -> the block's output. `run(*arguments)` is the block itself: caches may leave it out,
 token merging may shorten what goes in and lengthen what comes out."""
@@ -44,13 +47,15 @@ class Patches:
     `down_blocks.N.downsamplers.0` (these three before the skip connection leaves, so T2I-Adapter's), `down_blocks.N`
     (after it), `mid_block` (ControlNet's), `up_blocks.N.resnets.M`, `up_blocks.N`."""
     skips: Mapping[str, Tensor] = field(default_factory=dict)
-    """Added to the skip connection that leaves a layer, and not to the main flow (ControlNet, in this order): `conv_in`,
-    then by level `down_blocks.N.resnets.M` and `down_blocks.N.downsamplers.0`."""
+    """Added to the skip connection that leaves a layer, and not to the main flow (ControlNet, in this order):
+    `conv_in`, then by level `down_blocks.N.resnets.M` and `down_blocks.N.downsamplers.0`."""
     skip_scale: Mapping[str, SkipPatch] = field(default_factory=dict)
     """By up block."""
     attention: Mapping[str, AttentionPatch] = field(default_factory=dict)
     """By attention layer (`...attn1`, `...attn2`)."""
     contexts: Mapping[str, ContextPatch] = field(default_factory=dict)
+    """By attention layer."""
+    queries: Mapping[str, QueryPatch] = field(default_factory=dict)
     """By attention layer."""
     blocks: Mapping[str, BlockPatch] = field(default_factory=dict)
     """By block (`down_blocks.N`, `mid_block`, `up_blocks.N`, `...transformer_blocks.N`)."""
@@ -60,7 +65,7 @@ def stacked(parts: Iterable[Patches | None]) -> Patches | None:
     """Several changes to one call as one; None where there is none.
 
     What is added adds up. Of two that take the place of the same thing the later is given the earlier as what it stands
-    around; skips and contexts go through the earlier first.
+    around; skips, contexts and queries go through the earlier first.
     """
     found = [part for part in parts if part is not None]
     if len(found) < 2:
@@ -71,6 +76,7 @@ def stacked(parts: Iterable[Patches | None]) -> Patches | None:
         skip_scale=_merged([part.skip_scale for part in found], lambda a, b: partial(_one_by_one, a, b)),
         attention=_merged([part.attention for part in found], around),
         contexts=_merged([part.contexts for part in found], lambda a, b: partial(_one_by_one, a, b)),
+        queries=_merged([part.queries for part in found], lambda a, b: partial(_one_after, a, b)),
         blocks=_merged([part.blocks for part in found], lambda a, b: partial(_both_blocks, a, b)),
     )
 
@@ -103,6 +109,10 @@ def _one_by_one(
     first: SkipPatch | ContextPatch, second: SkipPatch | ContextPatch, one: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
     return second(*first(one, other))
+
+
+def _one_after(first: QueryPatch, second: QueryPatch, x: Tensor) -> Tensor:
+    return second(first(x))
 
 
 def _both_blocks(inner: BlockPatch, outer: BlockPatch, run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -1,4 +1,5 @@
-"""The resampler: a few vectors that gather what they need from many (Jaegle et al. 2021; Alayrac et al. 2022, section 3.1).
+"""The resampler: a few vectors that gather what they need from many (Jaegle et al. 2021; Alayrac et al. 2022, section
+3.1).
 
 IP-Adapter plus, InstantID and PhotoMaker v2 make their tokens by it. Modules are named as in tencent-ailab's IP-Adapter
 (`resampler.py`).
@@ -43,7 +44,8 @@ def feed_forward(width: int) -> nn.Sequential:
 class Resampler(nn.Module):
     """Features (B, T, feature_width) -> (B, Q, out_width).
 
-    Its Q vectors are learned (`queries` of them), or given by whoever calls it (`queries` 0: FaceID plus, PhotoMaker v2).
+    Its Q vectors are learned (`queries` of them), or given by whoever calls it (`queries` 0: FaceID plus, PhotoMaker
+    v2).
     """
 
     latents: nn.Parameter | None

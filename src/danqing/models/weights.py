@@ -103,11 +103,13 @@ class ByStep(nn.Module):
 
 
 ASKED: ContextVar[int] = ContextVar("ASKED", default=0)
-"""The number of the network of a `Blend` that is being asked: what a patch has seen in one of them is not the others'."""
+"""The number of the network of a `Blend` that is being asked: what a patch has seen in one of them is not the
+others'."""
 
 
 class Blend(nn.Module):
-    """Networks that answer together: the weighted sum of what they say to the same question. `ASKED` tells which it is."""
+    """Networks that answer together: the weighted sum of what they say to the same question. `ASKED` tells which it
+    is."""
 
     shares: Tensor
 

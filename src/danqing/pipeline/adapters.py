@@ -1,4 +1,5 @@
-"""The LoRAs, embeddings and hypernetworks that a request's prompts name: found, read, applied to the models that paint."""
+"""The LoRAs, embeddings and hypernetworks that a request's prompts name: found, read, applied to the models that
+paint."""
 
 from __future__ import annotations
 
@@ -285,7 +286,8 @@ def _wearing(
     places: Mapping[str, Tensor],
     note: Say,
 ) -> Model:
-    """`model` with LoRAs as the request has them go together. Raises DanqingError where what tags and fields say clashes."""
+    """`model` with LoRAs as the request has them go together. Raises DanqingError where what tags and fields say
+    clashes."""
     uses = [
         (Use(read(files[want.name], model.family, want.name), want.te, want.unet, want.blocks), want.holds)
         for want in wants

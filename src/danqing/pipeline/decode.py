@@ -20,8 +20,8 @@ OVERLAP = 16
 def decode(autoencoder: Autoencoder, latents: Tensor, *, tile: int | None, note: Callable[[str], None]) -> Tensor:
     """Model-space latents (1, C, h, w) of one picture -> pixels (1, 3, H, W) in [-1, 1] but for overshoot.
 
-    `tile` decodes tiles of so many latent cells. Where the autoencoder's output is not finite, the part where that begins runs in float32, and `note` is told.
-    Raises DanqingError when that does not help.
+    `tile` decodes tiles of so many latent cells. Where the autoencoder's output is not finite, the part where that
+    begins runs in float32, and `note` is told. Raises DanqingError when that does not help.
     """
     latents = latents.to(next(autoencoder.parameters()).device)
 

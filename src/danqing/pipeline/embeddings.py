@@ -24,7 +24,8 @@ from danqing.vocabulary import DIALECT_EMPHASIS, Dialect, Emphasis
 
 @dataclass(frozen=True)
 class Found:
-    """Files of embeddings, by the words that prompts call them by: bare names, and `embedding:name` as it is written."""
+    """Files of embeddings, by the words that prompts call them by: bare names, and `embedding:name` as it is
+    written."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
@@ -107,7 +108,8 @@ def _letters(text: str) -> str:
 
 
 def load_embeddings(files: Mapping[str, Path], family: Family, note: Say) -> list[Embedding]:
-    """Those of `Found.files`, by their words. A bare name whose file is of no use stays ordinary words, and `note` is told.
+    """Those of `Found.files`, by their words. A bare name whose file is of no use stays ordinary words, and `note` is
+    told.
 
     Raises DanqingError for a file of no use that `embedding:name` calls.
     """

@@ -117,8 +117,8 @@ def prompt_files(prompters: Sequence[Prompter]) -> dict[str, Path]:
 
 
 def with_prompt_loras(studio: Studio, request: Painting) -> Studio:
-    """The studio whose model, and that of a hires fix's second pass, wear what PhotoMaker's and FaceID's files bring for its
-    weights, each file once. One at weight 0 brings nothing.
+    """The studio whose model, and that of a hires fix's second pass, wear what PhotoMaker's and FaceID's files bring
+    for its weights, each file once. One at weight 0 brings nothing.
 
     Raises DanqingError for a LoRA that does not fit, or a hires checkpoint of another family.
     """
@@ -143,8 +143,8 @@ def with_prompt_loras(studio: Studio, request: Painting) -> Studio:
 def with_prompts(studio: Studio, request: Painting) -> Studio:
     """The studio with the image prompts of a resolved request besides what steers it already.
 
-    One at weight 0 is told, and is not there. Raises DanqingError for one without what it looks at, or with a setting that
-    has no effect, for several PhotoMakers, and for a prompt that does not have PhotoMaker's word.
+    One at weight 0 is told, and is not there. Raises DanqingError for one without what it looks at, or with a setting
+    that has no effect, for several PhotoMakers, and for a prompt that does not have PhotoMaker's word.
     """
     steering = list(studio.controls)
     for index, (asked, prompter) in enumerate(zip(request.image_prompts, studio.prompters)):
@@ -212,7 +212,8 @@ def _prompt(index: int, asked: ImagePrompt, request: Painting, studio: Studio, b
 
 
 def _canvas_size(request: Painting, studio: Studio) -> tuple[int, int]:
-    """(width, height) of the picture in which points are given: the painting, or the whole of which parts are painted."""
+    """(width, height) of the picture in which points are given: the painting, or the whole of which parts are
+    painted."""
     parts = getattr(request, "inpaint_full_res", False) or getattr(request, "sd_upscale", None) is not None
     return studio.pictures["image"].size if parts else (request.width or 0, request.height or 0)
 

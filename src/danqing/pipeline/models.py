@@ -39,7 +39,7 @@ def load(
 
     Any format: the family is recognised from the file. `device` is auto, cpu, cuda, cuda:1 or mps. `dtype` auto is
     bfloat16 where the machine computes in it, else float32. `vae` replaces the checkpoint's autoencoder; `prediction`
-    (`epsilon`, `v`) overrides what the file says of itself; `ema` takes its EMA weights.
+    (`epsilon`, `v`, `sample`) overrides what the file says of itself; `ema` takes its EMA weights.
     Raises DanqingError where the file is missing, is no checkpoint, paints nothing (an upscaler), or does not fit.
     """
     settings = settings or load_settings()

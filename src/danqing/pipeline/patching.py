@@ -18,10 +18,11 @@ from danqing.sampling.predict import PatchSource
 def patch_sources(
     request: Painting, model: Model, steps: int, steering: Sequence[PatchSource] = ()
 ) -> list[PatchSource]:
-    """The sources of the patches that a resolved request asks for, over a run of `steps`, and of those that steer it; the
-    later act around the earlier.
+    """The sources of the patches that a resolved request asks for, over a run of `steps`, and of those that steer it;
+    the later act around the earlier.
 
-    A tile's attention is to itself whatever else a reference adds; a perturbed layer looks at nothing, references neither.
+    A tile's attention is to itself whatever else a reference adds; a perturbed layer looks at nothing, references
+    neither.
 
     Raises DanqingError where one asks for layers that the U-Net lacks.
     """

@@ -38,7 +38,8 @@ from danqing.vocabulary import (
 HIRES_STRENGTH = 0.7
 REFINER_SWITCH = 0.8
 PICTURE_SCALE = 1.5
-"""What AUTOMATIC1111's page starts with: hires denoising, refiner switch, instruct-pix2pix's guidance by the picture."""
+"""What AUTOMATIC1111's page starts with: hires denoising, refiner switch, instruct-pix2pix's guidance by the
+picture."""
 
 
 def _size(name: str, asked: int, cell: int, notes: list[str]) -> int:

@@ -313,7 +313,8 @@ class Prompter:
     """What the network looks through, unless that is its own or there is only a face."""
     identity_net: ControlNet | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
-    """Where they and faces' vectors lie, by the setting that names them: `model`, `encoder`, `identity_net`, `faces`."""
+    """Where they and faces' vectors lie, by the setting that names them: `model`, `encoder`, `identity_net`,
+    `faces`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,8 @@ CALL = "embedding:"
 """What ComfyUI calls an embedding by: `embedding:name`."""
 
 Words = Mapping[str, int]
-"""What embeddings are called in prompts -> how many vectors each has. One that begins with `CALL` goes by that alone."""
+"""What embeddings are called in prompts -> how many vectors each has. One that begins with `CALL` goes by that
+alone."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def explain(
 ) -> Explanation:
     """How `family` reads `text` over `steps` steps of `sampler`. Tokens are those of its first text encoder.
 
-    `tokenizer` is the checkpoint's own where it brings one, `words` are embeddings. Raises DanqingError for an unknown sampler.
+    `tokenizer` is the checkpoint's own where it brings one, `words` are embeddings. Raises DanqingError for an unknown
+    sampler.
     """
     tokenizer = tokenizer or clip()
     calls = 2 if find_sampler(sampler).second_order else 1

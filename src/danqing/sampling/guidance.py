@@ -186,7 +186,8 @@ def rescale(denoise: Denoise, process: Process, phi: float) -> Denoise:
 
 
 def dynamic_thresholding(denoise: Denoise, mimic_scale: float, percentile: float = 1.0) -> Denoise:
-    """A high guidance scale with the range of values of a lower one (mcmonkey's sd-dynamic-thresholding, constant mode).
+    """A high guidance scale with the range of values of a lower one (mcmonkey's sd-dynamic-thresholding, constant
+    mode).
 
     Each picture's channels, about their means: values beyond the `percentile` quantile, or beyond the greatest of
     guidance at `mimic_scale` where that is more, are clipped (Saharia et al. 2022, section 2.3), and what is left is

@@ -42,10 +42,11 @@ def ask(
     changes: Patches | None,
     note: Callable[[str, str], None],
 ) -> Tensor:
-    """What the model's network answers, (N, C, H, W), to `scaled` (N, C', H, W) at the step `told` (1,) that it is told.
+    """What the model's network answers, (N, C, H, W), to `scaled` (N, C', H, W) at the step `told` (1,) that it is
+    told.
 
-    The one call of it: the network is that of the step `at`, `model.patches` hold and `changes` around them, and what is
-    not finite is done again in float32, of which `note` is told (`numerics.guarded`).
+    The one call of it: the network is that of the step `at`, `model.patches` hold and `changes` around them, and what
+    is not finite is done again in float32, of which `note` is told (`numerics.guarded`).
     """
     denoiser = model.denoiser.at(at.step) if isinstance(model.denoiser, ByStep) else model.denoiser
     patches = stacked([model.patches, changes])

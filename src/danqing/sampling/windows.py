@@ -34,11 +34,11 @@ def in_windows(
     """`predict` for latents (B, C, H, W) of any size, in windows of `size` = (width, height) cells that overlap.
 
     A branch's clean prediction is the weighted mean of its windows' (Bar-Tal et al. 2023, equation 5; for samplers that
-    are linear in the prediction that is the paper's mean of next steps). Its area, channels and controls are cut to each window.
-    What wraps the result, guidance and all, sees the whole picture; with guidance that is linear, as the classifier-free
-    one, this is the mean of guided windows. Where one window covers the picture this is `predict`, bit for bit.
-    `batch` windows are given to a call of `predict`. A window's `weight` falls across its overlaps unless given.
-    Raises ValueError unless 0 <= overlap < both sides.
+    are linear in the prediction that is the paper's mean of next steps). Its area, channels and controls are cut to
+    each window. What wraps the result, guidance and all, sees the whole picture; with guidance that is linear, as the
+    classifier-free one, this is the mean of guided windows. Where one window covers the picture this is `predict`, bit
+    for bit. `batch` windows are given to a call of `predict`. A window's `weight` falls across its overlaps unless
+    given. Raises ValueError unless 0 <= overlap < both sides.
     """
     if not 0 <= overlap < min(size):
         raise ValueError(f"windows of {size[0]}x{size[1]} cannot overlap by {overlap}")
@@ -78,7 +78,8 @@ def faded(window: Window, height: int, width: int, overlap: int) -> Tensor:
 
 
 def bell(window: Window, height: int, width: int, overlap: int) -> Tensor:
-    """(h, w) float32: a Gaussian about the window's middle, of a tenth of its sides (Mixture of Diffusers, Jimenez 2023)."""
+    """(h, w) float32: a Gaussian about the window's middle, of a tenth of its sides (Mixture of Diffusers, Jimenez
+    2023)."""
     rows, columns = (torch.exp(-(((torch.arange(n) + 0.5) / n - 0.5) ** 2) / (2 * BELL**2)) for n in window[2:])
     return rows[:, None] * columns
 
