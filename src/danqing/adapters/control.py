@@ -1,4 +1,4 @@
-"""ControlNets and T2I-Adapters at work: which acts when, how strongly, on which side, and where in the U-Net."""
+"""ControlNets, T2I-Adapters and LLLites at work: which acts when, how strongly, on which side, and where in the U-Net."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from danqing.errors import DanqingError
 from danqing.families import At, Model, Process
 from danqing.models.conditioning import Conditioning
 from danqing.models.controlnet import ControlNet
-from danqing.models.patches import Patches
+from danqing.models.lllite import LLLite
+from danqing.models.patches import Patches, stacked
 from danqing.models.t2i_adapter import T2IAdapter, places
 from danqing.models.unet import UNetConfig
 from danqing.runtime.numerics import guarded
@@ -36,9 +37,10 @@ _LAYERS = 13
 _ADAPTER_WEIGHTS = (0.25, 0.62, 0.825, 1.0)
 """What `prompt` and `control` make a T2I-Adapter's features count (Mikubill's sd-webui-controlnet, `hook.py`)."""
 
-Prepared = list[Tensor] | dict[str, Tensor]
-"""What of a control does not depend on the step: a ControlNet's hints embedded, or a T2I-Adapter's features by
-place."""
+Network = ControlNet | T2IAdapter | LLLite
+Prepared = list[Tensor] | dict[str, Tensor] | tuple[Tensor, ...]
+"""What of a control does not depend on the step: a ControlNet's hints embedded, a T2I-Adapter's features by place, or
+what each layer of a LLLite sees."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,7 @@ class Unit:
     Raises DanqingError for settings that make no sense.
     """
 
-    network: ControlNet | T2IAdapter
+    network: Network
     pictures: tuple[Tensor, ...]
     """Each (1, C, H, W) of any size, from 0 to 1 (-1 where an inpainting hint is masked). One, but a union network
     takes several."""
@@ -195,6 +197,8 @@ def _prepared(control: Control, config: UNetConfig) -> Prepared:
     if isinstance(network, ControlNet):
         wanted = network.control.hint_channels
         return [network.hint(_channels(picture, wanted)) for picture in pictures]
+    if isinstance(network, LLLite):
+        return network.hints(_channels(pictures[0], 3))
     adapter = network.config
     picture = _channels(pictures[0], adapter.hint_channels)
     height, width = (math.ceil(side / adapter.downscale) * adapter.downscale for side in picture.shape[-2:])
@@ -242,6 +246,7 @@ def control_source(
     def source(scaled: Tensor, told: Tensor, at: At, conditioning: Conditioning) -> Patches | None:
         skips: dict[str, Tensor] = {}
         residuals: dict[str, Tensor] = {}
+        beside: list[Patches | None] = []
         for control in conditioning.controls:
             if not isinstance(control, Control):
                 continue
@@ -251,6 +256,10 @@ def control_source(
             prepared = kept.get(control)
             if prepared is None:
                 prepared = kept[control] = _prepared(control, config)
+            if isinstance(prepared, tuple):
+                assert isinstance(unit.network, LLLite)
+                beside.append(unit.network.patches(prepared, unit.weight))
+                continue
             if isinstance(prepared, dict):
                 weights = _ADAPTER_WEIGHTS if unit.mode in ("prompt", "control") else (1.0,) * len(prepared)
                 _add(residuals, prepared, [unit.weight * w for w in weights], scaled.dtype)
@@ -260,7 +269,8 @@ def control_source(
             middle = {"mid_block": made.pop("mid_block")}
             _add(skips, made, by_layer[:-1], scaled.dtype)
             _add(residuals, middle, by_layer[-1:], scaled.dtype)
-        return Patches(residuals=residuals, skips=skips) if skips or residuals else None
+        added = Patches(residuals=residuals, skips=skips) if skips or residuals else None
+        return stacked([added, *beside])
 
     return source
 

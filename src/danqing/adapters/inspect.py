@@ -94,7 +94,7 @@ def inspect_adapter(path: Path | str) -> Summary:
     return _lora(file)
 
 
-_OTHERS = ("controlnet", "t2i-adapter", "photomaker")
+_OTHERS = ("controlnet", "lllite", "t2i-adapter", "photomaker")
 _TEXTS = {row.denoiser.context_width: row.title for row in (SDXL, SD2, SD1)}
 
 

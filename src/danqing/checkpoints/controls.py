@@ -1,7 +1,7 @@
-"""Files of what steers a model by a picture: ControlNets and T2I-Adapters, in all their layouts, to networks.
+"""Files of what steers a model by a picture: ControlNets, T2I-Adapters and LLLites, in all their layouts, to networks.
 
 Sources of the layouts: lllyasviel/ControlNet (`cldm.py`), its `difference` files (`tool_transfer_control.py`),
-Stability's control-LoRAs (ComfyUI's `controlnet.py`), TencentARC/T2I-Adapter, diffusers.
+Stability's control-LoRAs (ComfyUI's `controlnet.py`), TencentARC/T2I-Adapter, kohya-ss/sd-scripts, diffusers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from danqing.checkpoints.sidecars import exact_unet
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES, Model
 from danqing.models.controlnet import ControlNet, ControlNetConfig
+from danqing.models.lllite import LLLite, LLLiteLayer
 from danqing.models.t2i_adapter import T2IAdapter, T2IAdapterConfig, places
-from danqing.models.unet import UNetConfig, skip_channels
+from danqing.models.unet import Attention, UNet, UNetConfig, skip_channels
 from danqing.runtime.blank import without_weights
 
 MARKS = ("lora_controlnet", "difference")
@@ -43,11 +44,11 @@ def load_control(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> ControlNet | T2IAdapter:
-    """The ControlNet or T2I-Adapter of a file or a diffusers folder, ready to steer `model`.
+) -> ControlNet | T2IAdapter | LLLite:
+    """The ControlNet, T2I-Adapter or ControlNet-LLLite of a file or a diffusers folder, ready to steer `model`.
 
     Reads ControlNet's own layout, diffusers', files of differences and control-LoRAs, which take the rest of their
-    weights from `model`, and T2I-Adapters of both layouts. device, dtype: None is the model's own.
+    weights from `model`, T2I-Adapters of both layouts, and kohya's LLLites. device, dtype: None is the model's own.
     Raises DanqingError: damaged, not a ControlNet or T2I-Adapter, for another family, or with missing, surplus and
     mis-shaped keys.
     """
@@ -56,11 +57,13 @@ def load_control(
     if file is None:
         raise DanqingError(f"{path}: is a folder without a ControlNet's weights")
     kind = kind_of(file.shapes)
-    network: ControlNet | T2IAdapter
+    network: ControlNet | T2IAdapter | LLLite
     if kind.name == "controlnet":
         network, entries = _controlnet(file, path, model)
     elif kind.name == "t2i-adapter":
         network, entries = _t2i_adapter(file, path, model.family.denoiser)
+    elif kind.name == "lllite":
+        network, entries = _lllite(file, path, model.family.denoiser)
     else:
         raise DanqingError(f"{path}: is {kind.title}, not a ControlNet or T2I-Adapter")
     trouble = problems({"weights": entries}, {"weights": network}, ())
@@ -292,3 +295,51 @@ def _adapter_config(
         count_children(entries, "body.0.resnets"),
         side,
     )
+
+
+# --- ControlNet-LLLite ------------------------------------------------------------------------------------------------
+
+
+def _lllite(file: TensorFile, path: Path, config: UNetConfig) -> tuple[LLLite, Entries]:
+    """The network, without weights, and its entries. Layers go by latent diffusion's names, or by diffusers'."""
+    known = _attention_layers(config)
+    layers: dict[str, LLLiteLayer] = {}
+    entries: dict[str, Entry] = {}
+    for key, entry in file.entries.items():
+        prefix, _, rest = key.partition(".")
+        layer = prefix.removeprefix("lllite_unet_")
+        if layer not in known:
+            raise DanqingError(f"{path}: is a ControlNet-LLLite for another family: the model has no layer '{layer}'")
+        name, width = known[layer]
+        entries[f"layers.{name.replace('.', '_')}.{rest}"] = entry
+        if name not in layers:
+            layers[name] = _lllite_layer(file, prefix, width, path)
+    with without_weights():
+        return LLLite(layers), entries
+
+
+def _lllite_layer(file: TensorFile, prefix: str, width: int, path: Path) -> LLLiteLayer:
+    shapes = [file.shapes.get(f"{prefix}.{part}.weight") for part in ("conditioning1.0", "conditioning1.2", "down.0")]
+    first, second, down = shapes
+    if not first or not second or not down:
+        raise DanqingError(f"{path}: is not a whole ControlNet-LLLite: of '{prefix}' a part is missing")
+    deepest = f"{prefix}.conditioning1.4.weight" in file.entries
+    return LLLiteLayer(width, 2 * first[0], down[0], 3 if deepest else 2 if second[-1] == 4 else 1)
+
+
+def _attention_layers(config: UNetConfig) -> dict[str, tuple[str, int]]:
+    """Every name, with `_` for `.`, of what makes queries, keys and values of pixels -> (canonical name, width)."""
+    with without_weights():
+        net = UNet(config)
+    table = layouts.unet_table(Depths(config.down_depth, config.mid_depth, config.up_depth))
+    found: dict[str, tuple[str, int]] = {}
+    for name, module in net.named_modules():
+        if not isinstance(module, Attention):
+            continue
+        for part in ("to_q", "to_k", "to_v") if name.endswith("attn1") else ("to_q",):
+            layer, width = f"{name}.{part}", module.to_q.in_features
+            entry = Entry((width, width), torch.float32, lambda: torch.empty(0))
+            foreign = next(iter(table.to_foreign({f"{layer}.weight": entry})[0]), layer).removesuffix(".weight")
+            for known in (layer, foreign):
+                found[known.replace(".", "_")] = layer, width
+    return found

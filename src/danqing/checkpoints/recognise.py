@@ -57,6 +57,7 @@ KINDS: tuple[Kind, ...] = (
         r"|\.(hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_(blocks|diag)|dora_scale|lora_magnitude_vector)$",
         "use it as an adapter: <lora:name:1> in the prompt",
     ),
+    Kind("lllite", "a ControlNet-LLLite", r"^lllite_unet_"),
     Kind("t2i-adapter", "a T2I-Adapter", r"^(adapter\.)?body\.0\.(in_conv|resnets|block1)\.|^style_embedding$"),
     Kind(
         "hypernetwork",

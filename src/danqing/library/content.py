@@ -20,6 +20,7 @@ _KINDS: dict[str, Kind] = {
     "hypernetwork": "hypernetwork",
     "controlnet": "controlnet",
     "t2i-adapter": "controlnet",
+    "lllite": "controlnet",
     "ip-adapter": "ip_adapter",
     "photomaker": "ip_adapter",
     "clip-vision": "clip_vision",

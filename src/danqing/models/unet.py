@@ -102,8 +102,9 @@ class Attention(nn.Module):
         context = hidden if context is None else context
         change = None if patches is None else patches.contexts.get(self.name)
         for_keys, for_values = (context, context) if change is None else change(context, context)
+        ask = None if patches is None else patches.queries.get(self.name)
         query, key, value = (
-            self.to_q(hidden),
+            self.to_q(hidden if ask is None else ask(hidden)),
             self.to_k(for_keys),
             self.to_v(for_values),
         )  # (B, T, C), (B or 1, S, C) twice

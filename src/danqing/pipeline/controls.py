@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from danqing.adapters.annotators import find_preprocessor, missing
-from danqing.adapters.control import Mode, Resize, Unit
+from danqing.adapters.control import Mode, Network, Resize, Unit
 from danqing.adapters.preprocess import inpaint_hint, to_hint
 from danqing.adapters.scene import TASKS, module_of
 from danqing.checkpoints.controls import load_control
@@ -18,8 +18,6 @@ from danqing.families import Model
 from danqing.library.names import find, known
 from danqing.library.settings import Settings, load_settings
 from danqing.metadata.pixels import pixels_sha256
-from danqing.models.controlnet import ControlNet
-from danqing.models.t2i_adapter import T2IAdapter
 from danqing.pipeline.images import fit
 from danqing.pipeline.run import Networks, Studio
 from danqing.requests import ControlMode, ControlUnit, ImageToImage, Inpaint, Painting
@@ -127,7 +125,7 @@ def with_units(studio: Studio, request: Painting) -> Studio:
     return replace(studio, controls=(*studio.controls, *units))
 
 
-def _unit(index: int, asked: ControlUnit, network: ControlNet | T2IAdapter, request: Painting, studio: Studio) -> Unit:
+def _unit(index: int, asked: ControlUnit, network: Network, request: Painting, studio: Studio) -> Unit:
     own = studio.pictures.get(f"controls.{index}.image")
     picture = studio.pictures.get("image") if own is None else own
     if picture is None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.adapters.attention_guidance import Watch, perturbed
-from danqing.adapters.control import held_steps
+from danqing.adapters.control import Network, held_steps
 from danqing.adapters.identity import Identity, without_trigger
 from danqing.adapters.steer import Steering, steered, steering_sources
 from danqing.families import Model
@@ -22,7 +22,6 @@ from danqing.models.controlnet import ControlNet
 from danqing.models.ip_adapter import IPAdapter
 from danqing.models.photomaker import PhotoMaker
 from danqing.models.seamless import seamless
-from danqing.models.t2i_adapter import T2IAdapter
 from danqing.pipeline.decode import decode, encode, to_image
 from danqing.pipeline.detect import Detect
 from danqing.pipeline.levels import levels
@@ -61,8 +60,8 @@ from danqing.sampling.windows import WEIGHTS, in_windows
 from danqing.vocabulary import find_sampler
 
 Wrap = Callable[[Denoise], Denoise]
-Networks = Mapping[Path, ControlNet | T2IAdapter]
-"""ControlNets and T2I-Adapters by the paths of their files."""
+Networks = Mapping[Path, Network]
+"""ControlNets, T2I-Adapters and LLLites by the paths of their files."""
 
 
 @dataclass(frozen=True, eq=False)
