@@ -377,6 +377,16 @@ def test_pictures_that_are_none(site: Site, body: Any, status: int, words: str) 
     assert words in answer.json()["detail"]
 
 
+def test_urls_where_they_are_switched_on_never_lead_to_private_addresses(site: Site) -> None:
+    with served(router(site.engine, ServeSettings(urls=True))) as port:
+        for url in (f"{site.base}/x.png", "http://127.0.0.1/x.png", "http://169.254.169.254/", "http://[::1]/"):
+            body = {"init_images": [url]}
+            answer = requests.post(f"http://127.0.0.1:{port}/sdapi/v1/img2img", json=body, timeout=20)
+            assert answer.status_code == 400
+            assert "Invalid" not in answer.json()["detail"]
+    assert site.client.get_options()["api_enable_requests"] is False
+
+
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 

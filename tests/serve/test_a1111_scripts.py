@@ -129,6 +129,13 @@ def test_an_unknown_checkpoint_is_a_404(site: Site) -> None:
     answer = site.post("/sdapi/v1/options", {"sd_model_checkpoint": "fo.safetensors"})
     assert answer.status_code == 404
     assert "did you mean foo.safetensors" in answer.json()["detail"]
+    for path in ("/etc/passwd", "/etc/no such file", "../../x", "x\0y"):
+        answers = [
+            site.post("/sdapi/v1/options", {"sd_model_checkpoint": path}),
+            site.post("/sdapi/v1/txt2img", {"override_settings": {"sd_model_checkpoint": path}}),
+        ]
+        assert [answer.status_code for answer in answers] == [400, 400]
+        assert all("model folders" in answer.json()["detail"] for answer in answers)
     answer = site.post("/sdapi/v1/txt2img", {"override_settings": {"sd_model_checkpoint": "fooo"}})
     assert answer.status_code == 404
     assert answer.json()["detail"].startswith("Model not found: ")
@@ -147,6 +154,22 @@ def test_labels_of_upscalers_mean_files(site: Site) -> None:
     assert (request["face_visibility"], request["faces_first"]) == (0.5, True)
     site.client.txt2img(prompt="a", enable_hr=True, hr_upscaler=webuiapi.HiResUpscaler.ESRGAN_4x)
     assert site.last()["hr_upscaler"] == "RealESRGAN_x4plus"
+
+
+def test_faces_are_restored_in_what_is_answered(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from danqing.serve import a1111_paint
+
+    asked: list[Any] = []
+    monkeypatch.setattr(a1111_paint, "load_face_detector", lambda name, settings: name)
+    monkeypatch.setattr(a1111_paint, "load_restorer", lambda path, **options: asked.append((path.name, options)))
+    monkeypatch.setattr(a1111_paint, "restore_faces", lambda image, detect, restore: (image.rotate(90), 1))
+    overrides = {"face_restoration_model": "GFPGAN", "code_former_weight": 0.25}
+    result = site.client.txt2img(prompt="a", width=64, height=128, restore_faces=True, override_settings=overrides)
+    assert asked[0][0] == "GFPGANv1.4.pth"
+    assert asked[0][1]["fidelity"] == 0.25
+    assert result.image.info["parameters"].endswith(", Face restoration: GFPGAN")
+    assert (result.info["restore_faces"], result.info["face_restoration_model"]) == (True, "GFPGAN")
+    assert result.info["infotexts"][0] == result.image.info["parameters"]
 
 
 def test_restored_faces_need_a_restorer(site: Site) -> None:
@@ -191,6 +214,7 @@ def test_x_y_z_plot_by_choices_with_sub_grids_and_without_sub_images(site: Site)
         (["Steps", "many"], "axis Steps"),
         (["UniPC Order", "1"], "unknown"),
         ([0] * 30, "takes 18 arguments, not 30"),
+        ([4, "1,2", [], 0, "", [], 0, "", [], True, True, False, False, False, False, False, "wide"], "of other types"),
     ],
 )
 def test_plots_that_make_no_sense(site: Site, args: list[Any], words: str) -> None:
@@ -385,6 +409,43 @@ def test_controlnets_routes(site: Site) -> None:
     assert site.get("/controlnet/settings") == {"control_net_unit_count": 3}
 
 
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("Loopback", ["many", {}, [], "None"]),
+        ("SD upscale", ["", {}, 1, 2]),
+        ("Outpainting mk2", ["", 8, 8, [[]]]),
+        ("Poor man's outpainting", [None, "x"]),
+    ],
+)
+def test_arguments_of_other_types_are_the_callers_fault(site: Site, name: str, args: list[Any]) -> None:
+    body = {"init_images": [encoded(picture())], "script_name": name, "script_args": args}
+    assert 400 <= site.post("/sdapi/v1/img2img", body).status_code < 500
+
+
+def test_units_of_other_types_are_the_callers_fault(site: Site) -> None:
+    for unit in (
+        {"ad_model": "face_yolov8n", "ad_mask_k_largest": "x"},
+        {"ad_model": {"a": 1}},
+        {"ad_model": "face_yolov8n", "ad_confidence": []},
+    ):
+        answer = site.post("/sdapi/v1/txt2img", {"alwayson_scripts": {"ADetailer": {"args": [unit]}}})
+        assert 400 <= answer.status_code < 500
+    for unit in ({"model": {}, "module": []}, {"model": "control_canny", "processor_res": "x", "weight": {}}, [1]):
+        answer = site.post("/sdapi/v1/txt2img", {"alwayson_scripts": {"ControlNet": {"args": [unit]}}})
+        assert 400 <= answer.status_code < 500
+
+
+def test_a_detail_of_a_narrow_picture_is_no_bomb(site: Site) -> None:
+    body = {
+        "controlnet_module": "canny",
+        "controlnet_input_images": [encoded(Image.new("L", (1, 4000)))],
+        "controlnet_processor_res": 8192,
+    }
+    answer = site.post("/controlnet/detect", body)
+    assert (answer.status_code, "processor_res" in answer.json()["detail"]) == (400, True)
+
+
 def test_detect(site: Site) -> None:
     found = site.client.controlnet_detect([picture(), picture()], module="canny", processor_res=128)
     assert [image.size for image in found.images] == [(128, 128)] * 2
@@ -408,6 +469,32 @@ def test_the_old_interface_of_controlnet(site: Site) -> None:
     unit = webuiapi.ControlNetUnit(image=picture(), model="control_canny")
     site.client.txt2img(prompt="a", controlnet_units=[unit], use_deprecated_controlnet=True)
     assert len(site.last()["controls"]) == 1
+
+
+def test_instruct_pix2pix(site: Site) -> None:
+    painted = webuiapi.InstructPix2PixInterface(site.client).img2img(
+        images=[picture((128, 64))], prompt="make it snow", seed=5, randomize_seed=False, output_image_width=256
+    )
+    request = site.last()
+    assert (request["width"], request["height"], request["image_cfg_scale"]) == (256, 128, 1.5)
+    assert (request["cfg_scale"], request["denoising_strength"]) == (7.5, 1.0)
+    assert painted.info["seed"] == 5
+
+
+def test_prompts_are_written_by_a_model_of_the_library(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from danqing.library.folders import Entry
+    from danqing.serve import a1111_extensions
+
+    assert site.client.list_prompt_gen_models() == []
+    with pytest.raises(RuntimeError, match="Model not found"):
+        site.client.prompt_gen(text="a cat")
+    entry = Entry("other", "owner/words", Path("/nowhere"), "Hub")
+    monkeypatch.setattr(a1111_extensions, "language_models", lambda settings, kind: [entry])
+    monkeypatch.setattr(
+        a1111_extensions, "load_writer", lambda path: lambda text, how: [f"{text}, {how.top_k}"] * how.count
+    )
+    assert site.client.list_prompt_gen_models() == ["owner/words"]
+    assert site.client.prompt_gen("owner/words", batch_count=2, batch_size=1, text="a cat") == ["a cat, 12"] * 2
 
 
 def test_answers_are_json_that_any_reader_takes(site: Site) -> None:

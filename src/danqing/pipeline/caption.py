@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from danqing.errors import DanqingError
+from danqing.library.folders import Entry
 from danqing.library.names import known
 from danqing.library.settings import Settings
 
@@ -22,20 +23,23 @@ _MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258
 """Of CLIP's training pictures, by which BLIP's are normalised too (its `blip_image_processor`)."""
 
 
-def find_captioner(settings: Settings) -> Path | None:
-    """The first folder of a BLIP captioner in the library, as transformers writes it; None where there is none."""
-    for entry in known(settings):
-        if entry.kind in ("other", "unknown") and entry.path.is_dir() and _is_captioner(entry.path):
-            return entry.path
-    return None
+def language_models(settings: Settings, kind: str) -> list[Entry]:
+    """The library's folders of a kind of model as transformers writes them: `blip`, `gpt2` ..."""
+    places = (entry for entry in known(settings) if entry.kind in ("other", "unknown") and entry.path.is_dir())
+    return [entry for entry in places if _kind_of(entry.path) == kind]
 
 
-def _is_captioner(folder: Path) -> bool:
+def _kind_of(folder: Path) -> object:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == "blip"
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def find_captioner(settings: Settings) -> Path | None:
+    """The first folder of a BLIP captioner in the library; None where there is none."""
+    return next((entry.path for entry in language_models(settings, "blip")), None)
 
 
 def load_captioner(folder: Path, *, beams: int = 1, least: int = 24, most: int = 48) -> Caption:

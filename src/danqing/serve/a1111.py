@@ -34,8 +34,9 @@ from danqing.serve.a1111_controlnet import (
     module_named,
     module_names,
 )
+from danqing.serve.a1111_extensions import add_extensions
 from danqing.serve.a1111_options import Fields, Options
-from danqing.serve.a1111_paint import Studio, extras, opened_picture, paint, png_info, progress
+from danqing.serve.a1111_paint import Studio, check_model, extras, opened_picture, paint, png_info, progress
 from danqing.serve.a1111_scripts import script_info, script_names
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.fetch import fetch
@@ -186,6 +187,7 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
 
     _add_lists(routes, studio, settings)
     _add_controlnet(routes, studio, waited)
+    add_extensions(routes, studio, waited)
     return routes
 
 
@@ -322,10 +324,7 @@ def _set_options(studio: Studio, values: Fields) -> None:
     changed = {name: value for name, value in values.items() if name not in current or value != current[name]}
     name = changed.get("sd_model_checkpoint")
     if isinstance(name, str):
-        try:
-            studio.engine.models.check(name)
-        except DanqingError as error:
-            raise HTTPException(404, f"model {name!r} not found: {error}") from None
+        check_model(studio.engine, name)
     studio.options.set(changed)
 
 

@@ -48,6 +48,8 @@ _KNOWN = ("image", "mask", "module", "model", "weight", "resize_mode", "processo
           "guidance_start", "guidance_end", "control_mode", "union_control_type", "effective_region_mask", "hr_option",
           "advanced_weighting", "inpaint_crop_input_image")  # fmt: skip
 _PROMPTS = re.compile(r"ip-adapter|instant_id|photomaker|reference", re.IGNORECASE)
+MAX_PIXELS = 64_000_000
+"""Of a picture that a module is shown."""
 REFERENCES = ("reference_only",)
 """Modules that need no model."""
 
@@ -188,15 +190,12 @@ def _left_out(values: Fields) -> list[str]:
 
 def _control(values: Fields, name: str, opened: Opened) -> Fields:
     module = module_named(name)
-    if values.get("model") in (None, "", "None"):
-        raise HTTPException(
-            422, f"ControlNet: the module {quoted(name)} needs a model; /controlnet/model_list has them"
-        )
+    model = _model(values.get("model"), name)
     image, _ = _images(values, opened)
     if values.get("effective_region_mask"):
         raise HTTPException(422, "ControlNet: effective_region_mask is for image prompts alone")
     fields: Fields = {
-        "model": str(values["model"]),
+        "model": model,
         "image": image[0] if image else None,
         "module": module.name,
         "weight": values.get("weight", 1.0),
@@ -206,9 +205,18 @@ def _control(values: Fields, name: str, opened: Opened) -> Fields:
         "resize_mode": _resize(values.get("resize_mode", "Crop and Resize")),
         "union_control_type": _union(values.get("union_control_type")),
     }
-    if module.sized and not values.get("pixel_perfect") and (values.get("processor_res") or 0) > 0:
-        fields["processor_res"] = int(values["processor_res"])
+    size = values.get("processor_res")
+    if module.sized and not values.get("pixel_perfect") and isinstance(size, int | float) and size > 0:
+        fields["processor_res"] = round(size)
     return {**{name: value for name, value in fields.items() if value is not None}, **_thresholds(values, module)}
+
+
+def _model(name: Any, module: str) -> str:
+    if not isinstance(name, str) or name in ("", "None"):
+        raise HTTPException(
+            422, f"ControlNet: the module {quoted(module)} needs a model; /controlnet/model_list has them"
+        )
+    return name
 
 
 def _thresholds(values: Fields, module: Module) -> Fields:
@@ -225,14 +233,10 @@ def _prompt(values: Fields, name: str, opened: Opened) -> Fields:
     reference = name.lower().startswith("reference")
     if reference and name.lower() not in REFERENCES:
         raise HTTPException(422, f"Module not available: {quoted(name)}; of its kind there is reference_only")
-    model = REFERENCE if reference else values.get("model")
-    if model in (None, "", "None"):
-        raise HTTPException(
-            422, f"ControlNet: the module {quoted(name)} needs a model; /controlnet/model_list has them"
-        )
+    model = REFERENCE if reference else _model(values.get("model"), name)
     images, _ = _images(values, opened)
     fields: Fields = {
-        "model": str(model),
+        "model": model,
         "images": images,
         "weight": values.get("weight", 1.0),
         "guidance_start": values.get("guidance_start", 0.0),
@@ -287,7 +291,10 @@ def detected(module: Module, picture: Image.Image, size: int | None, threshold_a
         return picture.convert("RGB")
     if module.sized and size and size > 0:
         scale = size / min(picture.size)
-        picture = picture.resize([max(round(side * scale), 1) for side in picture.size], Image.Resampling.LANCZOS)
+        width, height = (max(round(side * scale), 1) for side in picture.size)
+        if width * height > MAX_PIXELS:
+            raise DanqingError(f"controls: processor_res {size} makes {width}x{height} of the picture; lower it")
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     # the pipeline finds weights for units of requests
     request = read(TextToImage, {"controls": [{"model": "none", "module": module.name}]})
     numbers = _thresholds({"threshold_a": threshold_a, "threshold_b": threshold_b}, module)

@@ -250,12 +250,18 @@ def prompt_styles(settings: Settings) -> list[Row]:
 
 
 def memory() -> Row:
-    """The process's memory and the machine's, in bytes; the GPU's where there is one."""
-    pages, free = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")
-    page = os.sysconf("SC_PAGE_SIZE")
-    used = dict(_status()).get("VmRSS", 0)
-    ram = {"free": free * page, "used": used, "total": pages * page}
+    """The process's memory and the machine's, in bytes, as far as the system tells; the GPU's where there is one."""
+    page = _sysconf("SC_PAGE_SIZE")
+    ram = {
+        "free": _sysconf("SC_AVPHYS_PAGES") * page,
+        "used": dict(_status()).get("VmRSS", 0),
+        "total": _sysconf("SC_PHYS_PAGES") * page,
+    }
     return {"ram": ram, "cuda": _cuda()}
+
+
+def _sysconf(name: str) -> int:
+    return max(os.sysconf(name), 0) if name in os.sysconf_names else 0
 
 
 def _status() -> Iterator[tuple[str, int]]:

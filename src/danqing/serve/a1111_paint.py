@@ -31,8 +31,8 @@ from danqing.serve.a1111_controlnet import detected, old_units
 from danqing.serve.a1111_lists import entries, stem, upscaler_name
 from danqing.serve.a1111_options import Fields, Options, plain_json
 from danqing.serve.a1111_requests import Asked, Fetch, data_url, img2img, txt2img
-from danqing.serve.a1111_scripts import Layout, Work, apply_alwayson, find_script, script_values
-from danqing.serve.accept import check_picture, decoded
+from danqing.serve.a1111_scripts import Layout, Work, apply, apply_alwayson, arguments_of, find_script, script_values
+from danqing.serve.accept import check_name, check_picture, decoded, model_roots
 from danqing.serve.engine import Engine
 from danqing.serve.store import Job
 from danqing.serve.work import Enlarge
@@ -73,7 +73,8 @@ def paint(studio: Studio, body: Painted) -> Fields:
         raise TypeError(type(body).__name__)
     notes = list(asked.notes)
     requests, layout = _requests(studio, body, asked, notes)
-    _check_models(engine, requests)
+    for name in {request.model for request in requests}:
+        check_model(engine, name)
     restored = body.restore_faces if body.restore_faces is not None else options["face_restoration"]
     restore = _restorer(options, engine) if restored else None
     if body.override_settings and body.override_settings_restore_afterwards is False:
@@ -116,15 +117,15 @@ def _requests(
         if script.alwayson:
             raise HTTPException(422, f"Script {quoted(body.script_name)} is always on; give it in alwayson_scripts")
         values = script_values(script, body.script_args or [])
-        if script.change is not None:
-            script.change(work, values)
+        apply(script, work, values)
     notes[:] = list(dict.fromkeys(notes))
     if not asked.images:
         bases = [read(work.kind, work.fields)]
     else:
         bases = [read(work.kind, {**work.fields, "image": image}) for image in asked.images]
     if script is not None and script.plot is not None:
-        layout = script.plot(bases[0], values, settings, notes)
+        with arguments_of(script):
+            layout = script.plot(bases[0], values, settings, notes)
         return tuple(request for cell in layout.plot.cells for request in cell.requests), layout
     if len(bases) > 1:  # pictures of one batch: their seeds count up
         seed = fix_seeds(bases[0]).seed or 0
@@ -145,12 +146,14 @@ def _maps(studio: Studio, body: Painted, request: Painting, options: Mapping[str
     return found
 
 
-def _check_models(engine: Engine, requests: Sequence[Painting]) -> None:
-    for name in {request.model for request in requests}:
-        try:
-            engine.models.check(name)
-        except DanqingError as error:
-            raise HTTPException(404, f"Model not found: {error}") from None
+def check_model(engine: Engine, name: str | None) -> None:
+    """Raises DanqingError for a path out of the model folders, HTTPException (404) for a name that nothing has."""
+    if name is not None:
+        check_name(name, "model", model_roots(engine.models.settings))
+    try:
+        engine.models.check(name)
+    except DanqingError as error:
+        raise HTTPException(404, f"Model not found: {error}") from None
 
 
 def submitted(engine: Engine, requests: Sequence[Painting | Enlarge], origin: str) -> list[Job]:

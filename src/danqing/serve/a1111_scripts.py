@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -116,8 +117,23 @@ def apply_alwayson(work: Work, given: Mapping[str, Any]) -> None:
         args = value.get("args", []) if isinstance(value, dict) else value
         if not isinstance(args, list):
             raise HTTPException(422, f"Script '{script.title}': its args should be a list, but they are {quoted(args)}")
-        if script.change is not None:
-            script.change(work, script_values(script, args))
+        apply(script, work, script_values(script, args))
+
+
+def apply(script: Script, work: Work, values: Values) -> None:
+    """What the script changes in the request. Raises HTTPException for arguments that it does not take."""
+    if script.change is not None:
+        with arguments_of(script):
+            script.change(work, values)
+
+
+@contextmanager
+def arguments_of(script: Script) -> Iterator[None]:
+    """Arguments are any JSON: those of other types than the script takes are the caller's fault."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        raise HTTPException(422, f"Script '{script.title}': its arguments are of other types than it takes") from None
 
 
 def script_info() -> list[dict[str, Any]]:
@@ -388,10 +404,14 @@ def _xyz(request: Painting, values: Values, settings: Settings, notes: list[str]
     return Layout(
         plot,
         legend=bool(values["Draw legend"]),
-        margin=int(values["Grid margins (px)"]),
+        margin=_margin(values),
         sub_grids=bool(values["Include Sub Grids"]),
         lone=bool(values["Include Sub Images"]),
     )
+
+
+def _margin(values: Values) -> int:
+    return min(max(int(values["Grid margins (px)"]), 0), 500)
 
 
 def _check_axis(title: str, text: str, settings: Settings) -> None:
@@ -418,7 +438,7 @@ def _matrix(request: Painting, values: Values, settings: Settings, notes: list[s
         different_seeds=bool(values["Use different seed for each picture"]),
         settings=settings,
     )
-    return Layout(plot, margin=int(values["Grid margins (px)"]))
+    return Layout(plot, margin=_margin(values))
 
 
 def _from_text(request: Painting, values: Values, settings: Settings, notes: list[str]) -> Layout:
@@ -444,8 +464,8 @@ def _from_text(request: Painting, values: Values, settings: Settings, notes: lis
         parts = (cell.prompt, request.prompt) if where == "start" else (request.prompt, cell.prompt)
         return read(type(cell), {**cell.model_dump(exclude_unset=True), "prompt": " ".join(parts)})
 
-    cells = tuple(type(cell)(cell.place, tuple(map(joined, cell.requests))) for cell in plot.cells)
-    return Layout(Plot(cells, plot.columns, plot.rows, plot.sheets, plot.script), sheet=False)
+    cells = tuple(replace(cell, requests=tuple(map(joined, cell.requests))) for cell in plot.cells)
+    return Layout(replace(plot, cells=cells), sheet=False)
 
 
 _IMG2IMG: tuple[type[Painting], ...] = (ImageToImage,)

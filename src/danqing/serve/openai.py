@@ -26,7 +26,7 @@ from danqing.pipeline.outputs import parse_size
 from danqing.requests import ImageToImage, Inpaint, Painting, TextToImage, read
 from danqing.serve.a1111_answers import shown
 from danqing.serve.a1111_options import OPTIONS
-from danqing.serve.a1111_paint import finished, submitted
+from danqing.serve.a1111_paint import check_model, finished, submitted
 from danqing.serve.accept import check_picture
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.settings import ServeSettings
@@ -183,10 +183,7 @@ def _edit(engine: Engine, body: Generation, files: Mapping[str, list[bytes]]) ->
 
 def _painted(engine: Engine, asked: Painting, body: Generation, base: str) -> Fields:
     """The answer, once the pictures are painted. Blocks."""
-    try:
-        engine.models.check(asked.model)
-    except DanqingError as error:
-        raise HTTPException(404, str(error)) from None
+    check_model(engine, asked.model)
     job = finished(engine, submitted(engine, [asked], "openai"))[0]
     kind = body.output_format or "png"
     quality = 95 if body.output_compression is None else max(body.output_compression, 1)
