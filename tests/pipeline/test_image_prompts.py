@@ -411,6 +411,15 @@ def test_what_the_extension_of_automatic1111_writes() -> None:
     assert all("is not recorded" in note for note in told.notes)
 
 
+def test_a_references_weight_above_1_is_read_as_1() -> None:
+    unit = "Module: reference_only, Model: None, Weight: 1.5, Guidance Start: 0, Guidance End: 1"
+    told = read_infotext(
+        f'a castle\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 8, Size: 512x512, ControlNet 0: "{unit}"'
+    )
+    assert told.request.image_prompts == (ImagePrompt(model="reference only"),)
+    assert "ControlNet 0: reference_only at a weight of 1.5 is as at 1, which is taken" in told.notes
+
+
 def test_it_is_written_for_that_extension(tiny: Model) -> None:
     line = infotext(painted(tiny, text("plain.safetensors,photo.png,2; reference only,other.png")).record)
     assert 'ControlNet 0: "Module: ip-adapter-auto, Model: plain' in line

@@ -111,6 +111,9 @@ def read_controls(pairs: Mapping[str, str], notes: list[str]) -> dict[str, list[
             unit["model"] = REFERENCE
             fields = fields | {"Threshold A": "style_fidelity"}
             unit |= {"style_fidelity": told["Threshold A"]} if "Threshold A" in told else {}
+            if re.fullmatch(r"\d+(\.\d*)?", weight := told.get("Weight", "")) and float(weight) > 1:
+                unit["weight"] = "1"  # there it is a share of the layers too, and all are not more than all
+                notes.append(f"{key}: reference_only at a weight of {weight} is as at 1, which is taken")
         if "model" not in unit or unit["model"] == "None":
             notes.append(f"'{key}: {pairs[key][:60]}' has no counterpart here and is left out")
             continue
