@@ -15,9 +15,8 @@ from typing import Any
 
 from danqing.errors import DanqingError
 from danqing.library.content import look
-from danqing.library.folders import OWN_FOLDER, SUFFIXES, Entry, Kind, entry_at, scan
+from danqing.library.folders import OWN_FOLDER, SUFFIXES, Entry, Kind, entry_at, hub_cache, scan
 from danqing.library.hash_cache import HashCache
-from danqing.library.names import hub_cache
 from danqing.library.settings import Settings, add_folder, read_token, write_atomically
 from danqing.library.transfer import Fetched, Progress, Refused, discard, fetch, fetch_json, origin, safe_name, settle
 from danqing.vocabulary import nearest

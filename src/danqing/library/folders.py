@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from danqing.errors import DanqingError
+from danqing.library.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +171,15 @@ def entry_at(path: Path) -> Entry | None:
     if kind is None:
         return None
     return Entry(_folder_kind(path.parts) if kind == "unknown" else kind, path.name, path, "folder")
+
+
+def hub_cache(settings: Settings) -> Path:
+    """The Hugging Face cache: the setting, else $HF_HUB_CACHE, $HF_HOME/hub, or the Hub's default."""
+    if settings.hub_cache:
+        return settings.hub_cache
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def hub_snapshot(cache: Path, repository: str, revision: str | None = None) -> Path | None:

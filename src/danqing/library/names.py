@@ -10,22 +10,13 @@ from pathlib import Path
 from danqing.checkpoints.hashes import legacy_hash
 from danqing.errors import DanqingError
 from danqing.library.content import look
-from danqing.library.folders import BUNDLED, SUFFIXES, Entry, Kind, entry_at, hub_snapshot, scan
+from danqing.library.folders import BUNDLED, SUFFIXES, Entry, Kind, entry_at, hub_cache, hub_snapshot, scan
 from danqing.library.hash_cache import HashCache
 from danqing.library.settings import Settings
 from danqing.vocabulary import nearest
 
 _TAG = re.compile(r"\s*\[([0-9a-fA-F]{6,64})\]$")
 _HASH = re.compile(r"[0-9a-fA-F]{6,64}")
-
-
-def hub_cache(settings: Settings) -> Path:
-    """The Hugging Face cache: the setting, else $HF_HUB_CACHE, $HF_HOME/hub, or the Hub's default."""
-    if settings.hub_cache:
-        return settings.hub_cache
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
 
 
 def known(settings: Settings) -> tuple[Entry, ...]:

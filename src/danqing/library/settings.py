@@ -75,6 +75,7 @@ def load_settings(path: Path | None = None, data_dir: Path | None = None) -> Set
     """Read the settings; a file that is not there is all defaults.
 
     `path` names the file itself; `data_dir` (the command line's `--data-dir`) is a folder for settings and data both.
+    The environment's DANQING_FOLDERS adds model folders, written as PATH is.
     Relative folders in the file are relative to the file, and `~` is the home folder.
     Raises DanqingError: unreadable or malformed file, unknown key (with the nearest names), wrong value.
     """
@@ -85,7 +86,8 @@ def load_settings(path: Path | None = None, data_dir: Path | None = None) -> Set
         text = ""
     except (OSError, UnicodeDecodeError) as error:
         raise DanqingError(f"{file}: cannot be read: {error}") from None
-    return _parse(text, file, data_dir)
+    settings = _parse(text, file, data_dir)
+    return settings.model_copy(update={"folders": (*settings.folders, *_more_folders())})
 
 
 def set_value(path: Path, key: str, value: str | None) -> Settings:
@@ -103,8 +105,9 @@ def add_folder(settings: Settings, folder: Path) -> Settings:
     folder = folder.absolute()
     if folder in settings.folders:
         return settings
-    changed = _write_key(settings.path, "folders", [str(item) for item in (*settings.folders, folder)])
-    return changed.model_copy(update={"data_dir": settings.data_dir})
+    kept = [str(item) for item in settings.folders if item not in _more_folders()]
+    changed = _write_key(settings.path, "folders", [*kept, str(folder)])
+    return changed.model_copy(update={"data_dir": settings.data_dir, "folders": (*changed.folders, *_more_folders())})
 
 
 def show(settings: Settings) -> list[tuple[str, str, str]]:
@@ -217,6 +220,11 @@ def _parse(text: str, file: Path, data_dir: Path | None = None) -> Settings:
             "output_folder": place(settings.output_folder) if "output_folder" in values else settings.output_folder,
         }
     )
+
+
+def _more_folders() -> tuple[Path, ...]:
+    named = os.environ.get("DANQING_FOLDERS", "").split(os.pathsep)
+    return tuple(Path(folder).expanduser().absolute() for folder in named if folder)
 
 
 def _write_key(file: Path, key: str, value: str | bool | list[str] | None) -> Settings:

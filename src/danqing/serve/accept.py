@@ -12,7 +12,6 @@ import io
 import os
 import re
 import secrets
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -22,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
 from danqing.errors import DanqingError
+from danqing.library.folders import hub_cache
 from danqing.library.settings import Settings
 from danqing.metadata.files import SUFFIXES
 from danqing.pipeline.expand import expand, fix_seeds
@@ -142,6 +142,8 @@ def accept(
     if not isinstance(held, Painting):
         fields = held.model_dump(mode="json", exclude_unset=True)
         return Accepted(kind, fields, (fields,), len(getattr(held, "images", ())), tuple(inputs))
+    if held.model is None and models.settings.default_model is not None:
+        held = held.model_copy(update={"model": models.settings.default_model})
     models.check(held.model)
     held = fix_seeds(held)
     total = held.batch_size * held.n_iter
@@ -182,8 +184,6 @@ def read_part(kind: str, fields: Mapping[str, Any], folder: Path) -> BaseModel:
 
 def model_roots(settings: Settings) -> tuple[Path, ...]:
     """The folders that names of files may lead into."""
-    from danqing.library.names import hub_cache
-
     return tuple(root.resolve() for root in (settings.models_dir, hub_cache(settings), *settings.folders))
 
 
@@ -250,17 +250,15 @@ def decoded(url: str, field: str, rules: Rules) -> bytes:
 def check_picture(data: bytes, field: str, rules: Rules) -> str:
     """The format of a picture that can be opened safely: its size is read before a pixel is. Raises DanqingError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=None) as image:
-                form, pixels = str(image.format), image.width * image.height
-                if form not in FORMATS:
-                    raise DanqingError(f"{field}: {form} pictures are not taken; send {', '.join(sorted(SUFFIXES))}")
-                if pixels > rules.picture_pixels:
-                    raise DanqingError(
-                        f"{field}: the picture has {pixels / 1e6:.0f} million pixels; at most {rules.picture_pixels / 1e6:.0f}"
-                    )
-                image.load()
+        with Image.open(io.BytesIO(data)) as image:
+            form, pixels = str(image.format), image.width * image.height
+            if form not in FORMATS:
+                raise DanqingError(f"{field}: {form} pictures are not taken; send {', '.join(sorted(SUFFIXES))}")
+            if pixels > rules.picture_pixels:
+                raise DanqingError(
+                    f"{field}: the picture has {pixels / 1e6:.0f} million pixels; at most {rules.picture_pixels / 1e6:.0f}"
+                )
+            image.load()
     except UnidentifiedImageError:
         raise DanqingError(f"{field}: is no picture that can be read") from None
     except Image.DecompressionBombError:

@@ -20,7 +20,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from danqing.library.listing import list_models
 from danqing.requests import ImageToImage, Inpaint, Outpaint, TextToImage
 from danqing.serve import gallery
 from danqing.serve.engine import Engine
@@ -362,6 +361,8 @@ def _add_gallery(api: APIRouter, engine: Engine, settings: ServeSettings) -> Non
 def _add_lists(api: APIRouter, engine: Engine) -> None:
     @api.get("/models", tags=["lists"], summary="The models and adapters that are here")
     def models(kind: Annotated[str | None, Query(max_length=40)] = None) -> list[dict[str, Any]]:
+        from danqing.library.listing import list_models  # torch comes with it
+
         rows = list_models(engine.models.settings)
         names = ("name", "kind", "family", "size", "source", "problem")
         return [{name: getattr(row, name) for name in names} for row in rows if kind in (None, row.kind)]

@@ -35,7 +35,6 @@ def create_app(engine: Engine, settings: ServeSettings) -> FastAPI:
     )
     app.add_exception_handler(DanqingError, _mistake)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _fault)
     api.add_operation(app, engine)
     app.include_router(api.router(engine, settings))
     for name in ("a1111", "openai") if settings.api else ():
@@ -63,8 +62,3 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     problems = [{"type": each["type"], "loc": list(each["loc"]), "msg": each["msg"]} for each in error.errors()]
     line = "; ".join(f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}" for each in problems)
     return JSONResponse({"error": line, "detail": problems}, 422)
-
-
-async def _fault(request: Request, error: Exception) -> JSONResponse:
-    """An error of Danqing's own: the log has it, the caller learns that it happened and no more."""
-    return JSONResponse({"error": "an error of Danqing's own; the server's log says more"}, 500)

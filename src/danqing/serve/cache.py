@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from danqing.errors import DanqingError
 from danqing.library.folders import Entry
-from danqing.library.names import find
 from danqing.library.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -61,7 +60,11 @@ class ModelCache:
     def check(self, name: str | None) -> Entry | None:
         """What `name` means; None is the default model. Raises DanqingError where there is none such."""
         name = name or self.settings.default_model
-        return None if name is None or self._load is not None else find(name, "checkpoint", self.settings)
+        if name is None or self._load is not None:
+            return None
+        from danqing.library.names import find  # torch comes with it, and the server answers before it is there
+
+        return find(name, "checkpoint", self.settings)
 
     def get(self, name: str | None = None, vae: str | None = None) -> Held:
         """The model, loaded where it is not; others go until it fits. Raises DanqingError as `load` does."""

@@ -94,11 +94,7 @@ class Engine:
         self.store, self.folder, self.models = store, folder.absolute(), models
         self.rules = rules or Rules()
         self._lock_file = _locked(self.folder)
-        if paint is None:
-            from danqing.serve.painter import painter
-
-            paint = painter(models, self.folder)
-        self._paint: Paint = paint
+        self._paint = paint
         self._bell = threading.Condition()
         self._thread: threading.Thread | None = None
         self._order: Literal["interrupt", "skip", "cancel", "stop"] | None = None
@@ -373,7 +369,7 @@ class Engine:
             have = {picture.index for picture in self.store.pictures(job.id)} | skipped
             if len(have) >= job.total:
                 return "done", None
-            ticks = self._paint(job, frozenset(have), note)
+            ticks = self._painter()(job, frozenset(have), note)
             order = None
             try:
                 for tick in ticks:
@@ -392,6 +388,13 @@ class Engine:
                 return ends[order], None
             skipped |= set(range(tick.first, tick.first + tick.count)) - have
             self.store.record(job.id, skipped=sorted(skipped))
+
+    def _painter(self) -> Paint:
+        if self._paint is None:
+            from danqing.serve.painter import painter  # torch comes with it
+
+            self._paint = painter(self.models, self.folder)
+        return self._paint
 
     def _ticked(
         self, job: Job, tick: Tick, have: set[int], notes: Sequence[str]

@@ -20,7 +20,6 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, MutableMapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +30,7 @@ from danqing.errors import DanqingError
 from danqing.library.settings import write_atomically
 from danqing.serve.settings import ServeSettings
 
+log = logging.getLogger("danqing.serve")
 access = logging.getLogger("danqing.access")
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -114,7 +114,7 @@ class Guard:
         given = headers.get("authorization", "")
         if not given:
             return 401, "authorization: give a user and password, or a token", ask
-        if self._failures.left(client) <= 0:
+        if self._failures.left(client) < 1:
             return 429, "authorization: too many failed attempts; wait a minute", {"retry-after": "60"}
         if await asyncio.to_thread(known, given, self.users, self.settings.tokens):
             return None
@@ -148,13 +148,24 @@ class Guard:
                 raise _Refused
             return message
 
+        started = False
+
         async def held(message: Message) -> None:
+            nonlocal started
             if refused is None:
+                started = started or message["type"] in ("http.response.start", "websocket.accept")
                 await send(message)
 
-        with suppress(_Refused):
+        try:
             await self.app(scope, counted, held)
-        if refused is not None:
+        except _Refused:
+            pass
+        except Exception:
+            # the log has it; the caller learns that it happened and no more
+            log.exception("%s %r failed", scope.get("method", "WS"), scope["path"])
+            if not started:
+                await _answer(scope, send, 500, "an error of Danqing's own; the server's log says more", {})
+        if refused is not None and not started:
             await _answer(scope, send, *refused, {"connection": "close"})
 
 
