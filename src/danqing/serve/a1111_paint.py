@@ -31,7 +31,8 @@ from danqing.serve.a1111_controlnet import detected, old_units
 from danqing.serve.a1111_lists import entries, stem, upscaler_name
 from danqing.serve.a1111_options import Fields, Options, plain_json
 from danqing.serve.a1111_requests import Asked, Fetch, data_url, img2img, txt2img
-from danqing.serve.a1111_scripts import Layout, Work, apply, apply_alwayson, arguments_of, find_script, script_values
+from danqing.serve.a1111_script import Layout, Work, apply, arguments_of, script_values
+from danqing.serve.a1111_scripts import apply_alwayson, find_script
 from danqing.serve.accept import check_name, check_picture, decoded, model_roots
 from danqing.serve.engine import Engine
 from danqing.serve.store import Job
