@@ -178,11 +178,10 @@ def test_a_module_s_weights_are_found_recorded_and_read_once(
     by_path = painted(tiny, request, n_iter=1, controls=f"edges.safetensors,photo.png,{folder}/sk_model.safetensors,2")
     assert apart(first, by_path) == 0
     first.save("out.png")
-    (folder / "sk_model.safetensors").rename(folder / "sk_model.pth")  # by its published name, whatever is in it
     by_name = painted(tiny, request, n_iter=1, controls="edges.safetensors,photo.png,lineart_realistic,2")
     assert apart(first, by_name) == 0
     (folder / "deeper").mkdir()
-    (folder / "sk_model.pth").rename(folder / "deeper" / "sk_model.safetensors")
+    (folder / "sk_model.safetensors").rename(folder / "deeper" / "sk_model.safetensors")
     assert replay("out.png", tiny, say=lambda line: None).identical
 
 

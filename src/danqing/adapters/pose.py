@@ -112,12 +112,14 @@ def _restored(maps: Tensor, inner: tuple[int, int], size: tuple[int, int]) -> Ar
 def _resized(image: NDArray[np.generic], width: int, height: int) -> NDArray[np.generic]:
     smaller = width + height < image.shape[0] + image.shape[1]
     way = cv2.INTER_AREA if smaller else cv2.INTER_LANCZOS4
-    return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=way)
+    made: NDArray[np.generic] = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=way)
+    return made
 
 
 def _smoothed(one: Array) -> Array:
     """A map blurred by a Gaussian of 3 pixels, cut off at four deviations."""
-    return cv2.GaussianBlur(one, (25, 25), 3.0, borderType=cv2.BORDER_REFLECT)
+    made: Array = cv2.GaussianBlur(one, (25, 25), 3.0, borderType=cv2.BORDER_REFLECT)
+    return made
 
 
 def _peaks(one: Array) -> list[Peak]:

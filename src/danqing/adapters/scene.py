@@ -78,10 +78,12 @@ def sides(size: tuple[int, int], told: Mapping[str, Any]) -> tuple[int, int]:
     if {"height", "width"} <= set(wanted):
         scale = (wanted["width"] / width, wanted["height"] / height)
         if told.get("keep_aspect_ratio"):
-            scale = (min(scale, key=lambda s: abs(1 - s)),) * 2
+            least = min(scale, key=lambda s: abs(1 - s))
+            scale = (least, least)
     elif "shortest_edge" in wanted:
         most = wanted.get("longest_edge", float("inf")) / max(size)
-        scale = (min(wanted["shortest_edge"] / min(size), most),) * 2
+        same = min(wanted["shortest_edge"] / min(size), most)
+        scale = (same, same)
     multiple = int(told.get("ensure_multiple_of") or told.get("size_divisor") or 1)
     wide, high = (max(round(side * s / multiple), 1) * multiple for side, s in zip(size, scale))
     return wide, high
@@ -147,8 +149,8 @@ def depth_map(scene: Scene) -> Preprocessor:
     def preprocess(picture: Image.Image) -> Image.Image:
         near = closeness(scene, picture)
         # ControlNet's ZoeDepth cuts off the farthest 15 of a hundred pixels and the nearest 2
-        low, high = np.percentile(near, [15, 98]) if scene.metric else (near.min(), near.max())
-        levels = (near - low) / (float(high - low) or 1.0) * 255
+        low, high = (float(np.percentile(near, share)) for share in ((15, 98) if scene.metric else (0, 100)))
+        levels = (near - low) / ((high - low) or 1.0) * 255
         return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).convert("RGB")
 
     return preprocess

@@ -81,7 +81,8 @@ class LLLite(nn.Module):
 
     def patches(self, hints: tuple[Tensor, ...], weight: float) -> Patches:
         """The changes to one call of the U-Net."""
-        parts = {name: partial(_added, *given, weight) for name, *given in zip(self.names, self.layers.values(), hints)}
+        beside = zip(self.names, self.layers.values(), hints)
+        parts = {name: partial(_added, layer, seen, weight) for name, layer, seen in beside}
         attentions = dict.fromkeys(name.rpartition(".")[0] for name in self.names)
         queries = {name: parts[f"{name}.to_q"] for name in attentions if f"{name}.to_q" in parts}
         contexts = {

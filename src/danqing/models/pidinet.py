@@ -92,7 +92,7 @@ class _Dilated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(F.relu(x))
         first, *others = (getattr(self, f"conv2_{index + 1}")(x) for index in range(4))
-        return sum(others, start=first)
+        return sum(others, start=first)  # type: ignore[no-any-return]
 
 
 class _Attention(nn.Module):

@@ -90,10 +90,11 @@ def _file(module: Module, file: str, settings: Settings) -> Path:
     if file in TASKS:
         paths = [entry.path for entry in entries if entry.path.is_dir() and _task(entry.path) == file]
     else:
-        paths = [entry.path for entry in entries if entry.path.name.casefold() == file.casefold()]
+        names = {file.casefold(), Path(file).with_suffix(".safetensors").name.casefold()}
+        paths = [entry.path for entry in entries if entry.path.name.casefold() in names]
     if file in TASKS and len(paths) > 1:
-        names = ", ".join(f"'{module.name}:{entry.name}'" for entry in entries if entry.path in paths)
-        raise DanqingError(f"controls: several models could serve the module '{module.name}'; write one of {names}")
+        each = ", ".join(f"'{module.name}:{entry.name}'" for entry in entries if entry.path in paths)
+        raise DanqingError(f"controls: several models could serve the module '{module.name}'; write one of {each}")
     if not paths:
         raise DanqingError(missing(module, [file]))
     return paths[0]
