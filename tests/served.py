@@ -12,9 +12,9 @@ from fastapi import APIRouter, FastAPI
 
 
 @contextmanager
-def served(*routers: APIRouter) -> Iterator[int]:
-    """The port on which the routers are served."""
-    app = FastAPI()
+def served(*routers: APIRouter, app: FastAPI | None = None) -> Iterator[int]:
+    """The port on which the routers are served, or a whole app."""
+    app = app or FastAPI()
     for router in routers:
         app.include_router(router)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))

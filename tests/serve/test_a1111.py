@@ -18,7 +18,9 @@ import webuiapi
 from PIL import Image
 
 from danqing.serve.a1111 import router
+from danqing.serve.app import create_app
 from danqing.serve.engine import Engine
+from danqing.serve.security import write_users
 from danqing.serve.settings import ServeSettings
 from served import served
 from studio import STEPS, FakePainter, fake_studio
@@ -577,3 +579,32 @@ def test_unload_and_reload(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert site.post("/sdapi/v1/unload-checkpoint", None).json() == {}
     assert site.post("/sdapi/v1/reload-checkpoint", None).json() == {}
     assert called == ["unload", None]
+
+
+# --- in the studio ----------------------------------------------------------------------------------------------------
+
+
+def test_behind_the_studios_guard_with_a_password(site: Site, tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    write_users(users, [("ann", "secret")])
+    app = create_app(site.engine, ServeSettings(page=False, users=users))
+    with served(app=app) as port:
+        client = webuiapi.WebUIApi(port=port, username="ann", password="secret")
+        assert client.txt2img(prompt="a", seed=3).info["all_seeds"] == [3]
+        answer = requests.get(f"http://127.0.0.1:{port}/sdapi/v1/samplers", timeout=20)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"].split()[0]) == (401, "Basic")
+
+
+def test_the_openapi_description_has_automatic1111s_fields_and_errors(site: Site) -> None:
+    described = create_app(site.engine, ServeSettings(page=False)).openapi()
+    fields = described["components"]["schemas"]["Txt2Img"]["properties"]
+    assert {
+        "enable_hr",
+        "hr_upscaler",
+        "s_tmax",
+        "override_settings",
+        "alwayson_scripts",
+        "script_args",
+    } <= fields.keys()
+    assert {"200", "400", "404", "422", "429"} <= described["paths"]["/sdapi/v1/txt2img"]["post"]["responses"].keys()
+    assert "/v1/images/generations" in described["paths"]

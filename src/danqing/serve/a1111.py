@@ -81,6 +81,30 @@ class ProgressAnswer(BaseModel):
     textinfo: str | None
 
 
+class Problem(BaseModel):
+    """An error in AUTOMATIC1111's form."""
+
+    error: str
+    detail: Any
+    body: str
+    errors: str
+
+
+class Invalid(BaseModel):
+    """A body of wrong types, in FastAPI's form."""
+
+    detail: list[dict[str, Any]]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "Something in the body makes no sense"},
+    404: {"model": Problem, "description": "A model or picture that is not there"},
+    422: {"model": Problem | Invalid, "description": "A body of wrong types, or an unknown script"},
+    429: {"model": Problem, "description": "Too many jobs wait"},
+    503: {"model": Problem, "description": "The studio is ending"},
+}
+
+
 def problem(status: int, detail: Any, headers: dict[str, str] | None = None) -> JSONResponse:
     """An error in AUTOMATIC1111's form."""
     body = {"error": "HTTPException", "detail": detail, "body": "", "errors": ""}
@@ -115,7 +139,7 @@ class Route(APIRoute):
 
 def router(engine: Engine, settings: ServeSettings) -> APIRouter:
     """The routes over one engine."""
-    routes = APIRouter(route_class=Route, tags=["AUTOMATIC1111"])
+    routes = APIRouter(route_class=Route, tags=["AUTOMATIC1111"], responses=ERRORS)
     options = Options(engine.store, {"api_enable_requests": settings.urls})
 
     def fetched(url: str) -> str:

@@ -68,6 +68,10 @@ class Painted(Body):
 class Txt2Img(Painted):
     """The body of txt2img."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "a red apple", "steps": 20, "width": 128, "height": 128, "seed": 7}]}
+    )
+
     enable_hr: bool | None = False
     denoising_strength: Number | None = None
     firstphase_width: int | None = 0

@@ -43,7 +43,12 @@ _TYPES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 class Generation(BaseModel):
     """The body of generations, and the fields of edits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        json_schema_extra={"examples": [{"prompt": "a red apple", "size": "128x128", "seed": 7}]},
+    )
 
     prompt: str = Field(min_length=1, max_length=32_000)
     model: str | None = None
@@ -64,6 +69,20 @@ class Generation(BaseModel):
     steps: int | None = None
     cfg_scale: Annotated[float, Field(allow_inf_nan=False)] | None = None
     negative_prompt: str = ""
+
+
+class Problem(BaseModel):
+    """An error in OpenAI's form."""
+
+    error: dict[str, str | None]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "Something in the body makes no sense"},
+    404: {"model": Problem, "description": "A model that is not there"},
+    429: {"model": Problem, "description": "Too many jobs wait"},
+    503: {"model": Problem, "description": "The studio is ending"},
+}
 
 
 def problem(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
@@ -98,7 +117,7 @@ class Route(APIRoute):
 
 def router(engine: Engine, settings: ServeSettings) -> APIRouter:
     """The routes over one engine."""
-    routes = APIRouter(route_class=Route, tags=["OpenAI"])
+    routes = APIRouter(route_class=Route, tags=["OpenAI"], responses=ERRORS)
     limiter = anyio.CapacityLimiter(WAITING)
 
     @routes.post("/v1/images/generations")
