@@ -10,13 +10,14 @@ import typer
 
 from danqing.checkpoints.save import save
 from danqing.cli import app
+from danqing.cli.a1111_flags import FLAGS
 from danqing.families import Model
 from danqing.pipeline.models import load
 from danqing.sampling.samplers import options_of
 from danqing.vocabulary import MODULES, SAMPLERS, SCHEDULERS, Module, Sampler, Scheduler
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("README*.md")), ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -85,9 +86,15 @@ def test_every_option_of_painting_is_explained() -> None:
     assert [flag for flag in flags if flag not in written] == []
 
 
+def test_every_option_of_the_studio_is_explained() -> None:
+    written = set(re.findall(r"--[a-z0-9-]+", text_of("serve.md")))
+    assert [flag for flag in options("serve") if flag not in written | {"--page"}] == []
+
+
 def test_no_option_is_written_that_is_not_there() -> None:
-    known = {flag for path in commands() for flag in options(*path)} | {"--help", "--no-metadata", "--logdir"}
+    known = {flag for path in commands() for flag in options(*path)} | {"--help", "--no-metadata", "--no-page", "--logdir"}
     known.add("--prompt")  # in the lines of a file of prompts
+    known |= set(FLAGS)
     written = {
         (page.name, flag) for page in PAGES for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", page.read_text())
     }
