@@ -419,6 +419,32 @@ def test_progress_and_interrupt_and_skip(gated: tuple[Site, threading.Semaphore]
     site.client.util_wait_for_ready(check_interval=0.01)
 
 
+def test_a_task_by_the_name_its_client_gave_it(gated: tuple[Site, threading.Semaphore]) -> None:
+    site, gate = gated
+
+    def task(**more: Any) -> Any:
+        return site.post("/internal/progress", {"id_task": "task(1)", **more}).json()
+
+    assert task()["textinfo"] == "Waiting..."
+    bodies = ({"prompt": "a", "n_iter": 2, "force_task_id": "task(1)"}, {"prompt": "b", "force_task_id": "task(2)"})
+    workers = [threading.Thread(target=site.post, args=("/sdapi/v1/txt2img", body)) for body in bodies]
+    workers[0].start()
+    until(lambda: task()["active"])
+    workers[1].start()
+    until(lambda: site.get("/internal/pending-tasks") == {"size": 1, "tasks": ["task(2)"]})
+    assert site.post("/internal/progress", {"id_task": "task(2)"}).json()["queued"] is True
+    gate.release(2)
+    until(lambda: task()["progress"] == 2 / STEPS / 2)
+    now = task()
+    assert now["live_preview"].startswith("data:image/png;base64,")
+    assert task(id_live_preview=now["id_live_preview"])["live_preview"] is None
+    gate.release(1000)
+    for worker in workers:
+        worker.join(10)
+    assert task()["completed"] is True
+    assert site.get("/internal/ping") == {}
+
+
 def test_interrupted_before_the_first_picture(gated: tuple[Site, threading.Semaphore]) -> None:
     site, gate = gated
     answers: list[Any] = []
@@ -504,6 +530,18 @@ def test_interrogate_without_a_captioner_is_a_404(site: Site) -> None:
         with pytest.raises(RuntimeError, match=words) as raised:
             site.client.interrogate(picture(), model=model)
         assert raised.value.args[0] == 404
+
+
+def test_interrogate_with_a_captioner(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from danqing.serve import a1111
+
+    asked: list[Any] = []
+    monkeypatch.setattr(a1111, "find_captioner", lambda settings: Path("/blip"))
+    monkeypatch.setattr(
+        a1111, "load_captioner", lambda folder, **how: asked.append(how) or (lambda image: f"a {image.mode} picture")
+    )
+    assert site.client.interrogate(picture()).info == "a RGB picture"
+    assert asked == [{"beams": 1, "least": 24, "most": 48}]
 
 
 # --- options and lists ------------------------------------------------------------------------------------------------

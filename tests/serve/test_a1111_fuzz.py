@@ -22,6 +22,7 @@ from danqing.serve.a1111_bodies import Img2Img, Txt2Img
 from danqing.serve.a1111_options import OPTIONS, Options
 from danqing.serve.a1111_paint import Studio, paint
 from danqing.serve.a1111_selectable import SELECTABLE
+from danqing.serve.a1111_tasks import Tasks
 from danqing.serve.accept import Rules
 from studio import fake_studio
 
@@ -76,7 +77,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     def never(url: str) -> str:
         raise HTTPException(400, "Requests not allowed")
 
-    yield Studio(engine, Options(engine.store), never)
+    yield Studio(engine, Options(engine.store), never, Tasks())
     engine.close()
 
 

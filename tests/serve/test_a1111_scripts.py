@@ -457,6 +457,25 @@ def test_detect(site: Site) -> None:
     assert (answer.status_code, "needs" in answer.json()["detail"]) == (400, True)
 
 
+def test_poses_are_drawn(site: Site) -> None:
+    body = [number for point in range(18) for number in (0.1 + 0.04 * point, 0.5, 1.0)]
+    hand = [number for point in range(21) for number in (20.0 + point, 30.0, 1.0)]
+    poses = [
+        {"people": [{"pose_keypoints_2d": body}], "canvas_width": 128, "canvas_height": 64},
+        {"people": [{"hand_left_keypoints_2d": hand, "face_keypoints_2d": [9, 9, 1, 1e9, 1, 1]}], "canvas_width": 64,
+         "canvas_height": 96},
+        {"people": [], "canvas_width": 8, "canvas_height": 8},
+    ]  # fmt: skip
+    answer = site.post("/controlnet/render_openpose_json", poses).json()
+    drawn = [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["images"]]
+    assert answer["info"] == "Success"
+    assert [image.size for image in drawn] == [(128, 64), (64, 96), (8, 8)]
+    assert [image.getbbox() is None for image in drawn] == [False, False, True]
+    assert site.post("/controlnet/render_openpose_json", []).json() == {"info": "No pose data detected."}
+    wide = {"people": [], "canvas_width": 99_999, "canvas_height": 8}
+    assert site.post("/controlnet/render_openpose_json", [wide]).status_code == 422
+
+
 def test_the_old_interface_of_controlnet(site: Site) -> None:
     old = webuiapi.ControlNetInterface(site.client, show_deprecation_warning=False)
     old.txt2img(prompt="a", controlnet_image=[picture()], controlnet_module="canny", controlnet_model="control_canny")

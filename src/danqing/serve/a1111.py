@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Body, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -27,17 +27,20 @@ from danqing.serve import a1111_lists as lists
 from danqing.serve.a1111_answers import encoded
 from danqing.serve.a1111_bodies import Detect, ExtrasBatch, ExtrasSingle, Img2Img, Interrogate, PngInfo, Txt2Img
 from danqing.serve.a1111_controlnet import (
+    Pose,
     control_types,
     detected,
     model_names,
     module_detail,
     module_named,
     module_names,
+    render,
 )
 from danqing.serve.a1111_extensions import add_extensions
 from danqing.serve.a1111_options import Fields, Options
 from danqing.serve.a1111_paint import Studio, check_model, extras, opened_picture, paint, png_info, progress
 from danqing.serve.a1111_scripts import script_info, script_names
+from danqing.serve.a1111_tasks import Tasks, add_tasks
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.fetch import fetch
 from danqing.serve.settings import ServeSettings
@@ -147,7 +150,7 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
             raise HTTPException(400, "Requests not allowed: pictures by URL are not switched on in this studio")
         return "data:image/png;base64," + base64.b64encode(fetch(url, "image", engine.rules.picture_bytes)).decode()
 
-    studio = Studio(engine, options, fetched)
+    studio = Studio(engine, options, fetched, Tasks())
     limiter = anyio.CapacityLimiter(WAITING)
 
     async def waited(work: Callable[..., Result], *args: Any) -> Result:
@@ -212,6 +215,7 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
     _add_lists(routes, studio, settings)
     _add_controlnet(routes, studio, waited)
     add_extensions(routes, studio, waited)
+    add_tasks(routes, engine, studio.tasks)
     return routes
 
 
@@ -286,6 +290,13 @@ def _add_controlnet(routes: APIRouter, studio: Studio, waited: Callable[..., Cor
     async def detect(body: Detect) -> Fields:
         answer: Fields = await waited(_detect, studio, body)
         return answer
+
+    @routes.post("/controlnet/render_openpose_json")
+    def render_openpose_json(poses: Annotated[list[Pose], Body(max_length=16)]) -> Fields:
+        if not poses:
+            return {"info": "No pose data detected."}
+        plain = {**studio.options.all(), "samples_format": "png"}
+        return {"images": [encoded(render(pose), None, plain) for pose in poses], "info": "Success"}
 
     @routes.post("/controlnet/txt2img", response_model=Painting, deprecated=True)
     async def old_txt2img(body: Txt2Img) -> Any:

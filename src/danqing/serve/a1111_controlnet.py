@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import HTTPException
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from danqing.adapters.annotators import find_preprocessor
+from danqing.adapters.pose import PARTS, Person, Point, draw
 from danqing.checkpoints.hashes import legacy_hash
 from danqing.errors import DanqingError
 from danqing.library.folders import Entry
 from danqing.pipeline.controls import INPAINT, module_files
-from danqing.requests import REFERENCE, TextToImage, read
+from danqing.request_parts import REFERENCE
+from danqing.requests import TextToImage, read
+from danqing.serve.a1111_bodies import Number
 from danqing.serve.a1111_options import Fields
 from danqing.vocabulary import MODULES, Module, find_module, quoted
 
@@ -299,3 +303,48 @@ def detected(module: Module, picture: Image.Image, size: int | None, threshold_a
     request = read(TextToImage, {"controls": [{"model": "none", "module": module.name}]})
     numbers = _thresholds({"threshold_a": threshold_a, "threshold_b": threshold_b}, module)
     return find_preprocessor(module.name, [*module_files(request).values()], **numbers)(picture)
+
+
+class PosePerson(BaseModel):
+    """A person as OpenPose writes one: X, Y and a confidence for each point; a point below 1 is not there."""
+
+    pose_keypoints_2d: list[Number] | None = Field(None, max_length=3 * PARTS)
+    hand_right_keypoints_2d: list[Number] | None = Field(None, max_length=63)
+    hand_left_keypoints_2d: list[Number] | None = Field(None, max_length=63)
+    face_keypoints_2d: list[Number] | None = Field(None, max_length=300)
+
+
+class Pose(BaseModel):
+    """A picture of people."""
+
+    people: list[PosePerson] = Field(max_length=100)
+    canvas_width: Annotated[int, Field(ge=1, le=8192)]
+    canvas_height: Annotated[int, Field(ge=1, le=8192)]
+
+
+def render(pose: Pose) -> Image.Image:
+    """The people drawn as OpenPose's ControlNets are shown them."""
+    size = pose.canvas_width, pose.canvas_height
+    people = []
+    for person in pose.people:
+        body = _points(person.pose_keypoints_2d, size)
+        hands = (_points(person.hand_right_keypoints_2d, size), _points(person.hand_left_keypoints_2d, size))
+        missing: tuple[Point, ...] = (None,) * (PARTS - len(body))
+        whole = tuple(hand for hand in hands if len(hand) == 21)
+        people.append(Person((*body, *missing) if body else (), whole, _points(person.face_keypoints_2d, size)))
+    return draw(people, size)
+
+
+def _points(numbers: list[float] | None, size: tuple[int, int]) -> tuple[Point, ...]:
+    """In pixels, also where all are given as shares of the canvas; None where a point is not there."""
+    rows = [*zip(*[iter(numbers or ())] * 3)]
+    there = [(x, y) for x, y, sure in rows if sure >= 1]
+    scale = size if there and all(0 <= x <= 1 and 0 <= y <= 1 for x, y in there) else (1, 1)
+
+    def inside(x: float, y: float) -> bool:
+        return abs(x) < 1 << 15 and abs(y) < 1 << 15
+
+    return tuple(
+        (x * scale[0], y * scale[1]) if sure >= 1 and inside(x * scale[0], y * scale[1]) else None
+        for x, y, sure in rows
+    )

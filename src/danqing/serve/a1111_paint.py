@@ -33,6 +33,7 @@ from danqing.serve.a1111_options import Fields, Options, plain_json
 from danqing.serve.a1111_requests import Asked, Fetch, data_url, img2img, txt2img
 from danqing.serve.a1111_script import Layout, Work, apply, arguments_of, script_values
 from danqing.serve.a1111_scripts import apply_alwayson, find_script
+from danqing.serve.a1111_tasks import Tasks
 from danqing.serve.accept import check_name, check_picture, decoded, model_roots
 from danqing.serve.engine import Engine
 from danqing.serve.store import Job
@@ -51,6 +52,7 @@ class Studio:
     engine: Engine
     options: Options
     fetch: Fetch
+    tasks: Tasks
 
     def opened(self, encoded_picture: str) -> str:
         """A body's picture as a data URL."""
@@ -80,7 +82,10 @@ def paint(studio: Studio, body: Painted) -> Fields:
     restore = _restorer(options, engine) if restored else None
     if body.override_settings and body.override_settings_restore_afterwards is False:
         studio.options.set(body.override_settings)
-    jobs = finished(engine, submitted(engine, requests, "sdapi"))
+    waiting = submitted(engine, requests, "sdapi")
+    if body.force_task_id:
+        studio.tasks.add(body.force_task_id, waiting)
+    jobs = finished(engine, waiting)
     pictures = [_shown(studio, job, options, restore) for job in jobs]
     flat = [picture for row in pictures for picture in row]
     grids = _grids(layout, pictures, body, options, notes) if flat else []
