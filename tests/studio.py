@@ -11,7 +11,8 @@ from PIL import Image
 
 from danqing.library.settings import load_settings
 from danqing.metadata.infotext import infotext
-from danqing.requests import Painting, Reference, ResolvedRequest
+from danqing.request_parts import Reference
+from danqing.requests import Painting, ResolvedRequest
 from danqing.serve.accept import Rules, read_part
 from danqing.serve.cache import ModelCache
 from danqing.serve.engine import Engine

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from danqing.errors import DanqingError
-from danqing.requests import MAX_SEED, Outpaint, Reference, ResolvedRequest, TextToImage, read
+from danqing.request_parts import Reference
+from danqing.requests import MAX_SEED, Outpaint, ResolvedRequest, TextToImage, read
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from danqing.checkpoints.hashes import sha256
 from danqing.metadata.files import read_picture
 from danqing.metadata.read import tell
-from danqing.requests import Reference
+from danqing.request_parts import Reference
 from spandrels import import_spandrel
 
 

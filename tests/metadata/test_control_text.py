@@ -1,7 +1,8 @@
 """What AUTOMATIC1111's extension ControlNet writes of its units."""
 
 from danqing.metadata.infotext import infotext, read_infotext
-from danqing.requests import ControlUnit, Reference, ResolvedRequest, TextToImage
+from danqing.request_parts import ControlUnit, Reference
+from danqing.requests import ResolvedRequest, TextToImage
 
 TOLD = (
     "a castle\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 8, Size: 512x512, "

@@ -19,18 +19,8 @@ from danqing.metadata.foreign import braces, compel
 from danqing.metadata.infotext import infotext
 from danqing.metadata.read import as_infotext, tell
 from danqing.metadata.told import UNRECORDED, Told
-from danqing.requests import (
-    FreeU,
-    HyperTile,
-    ImageToImage,
-    Inpaint,
-    PerturbedAttention,
-    Reference,
-    ResolvedRequest,
-    SelfAttention,
-    TextToImage,
-    TokenMerging,
-)
+from danqing.request_parts import FreeU, HyperTile, PerturbedAttention, Reference, SelfAttention, TokenMerging
+from danqing.requests import ImageToImage, Inpaint, ResolvedRequest, TextToImage
 
 
 def png(path: Path, **texts: object) -> Path:

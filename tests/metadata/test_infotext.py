@@ -25,22 +25,8 @@ from danqing.metadata.infotext import (
 )
 from danqing.metadata.read import read_record
 from danqing.metadata.told import UNRECORDED
-from danqing.requests import (
-    REQUESTS,
-    DynamicThresholding,
-    ImageToImage,
-    Inpaint,
-    Kind,
-    Outpaint,
-    Painting,
-    Reference,
-    Region,
-    ResolvedRequest,
-    SDUpscale,
-    SoftInpainting,
-    TextToImage,
-    TiledDiffusion,
-)
+from danqing.request_parts import DynamicThresholding, Reference, Region, SDUpscale, SoftInpainting, TiledDiffusion
+from danqing.requests import REQUESTS, ImageToImage, Inpaint, Kind, Outpaint, Painting, ResolvedRequest, TextToImage
 from danqing.vocabulary import DIALECT_EMPHASIS, DIALECTS, EMPHASES, NOISE_SOURCES, SAMPLERS, SCHEDULERS
 
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')

@@ -20,7 +20,7 @@ from danqing.adapters.merging import merging_source
 from danqing.families import At
 from danqing.models.conditioning import Conditioning
 from danqing.models.unet import UNet, UNetConfig
-from danqing.requests import FreeU, HyperTile, TokenMerging
+from danqing.request_parts import FreeU, HyperTile, TokenMerging
 from danqing.sampling.predict import PatchSource
 from tests.parity.test_networks import SMALL, error, reference_unet, share_weights, unet_inputs
 

@@ -30,7 +30,7 @@ from danqing.prompts.chunks import chunks
 from danqing.prompts.encode import conditionings
 from danqing.prompts.grammar import understand
 from danqing.prompts.tokenizer import clip
-from danqing.requests import AestheticEmbedding
+from danqing.request_parts import AestheticEmbedding
 
 Parity = Callable[[str, str, float, float], None]
 

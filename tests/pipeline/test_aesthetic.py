@@ -19,7 +19,8 @@ from danqing.metadata.infotext import read_infotext
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.pipeline.replay import replay
-from danqing.requests import AestheticEmbedding, TextToImage
+from danqing.request_parts import AestheticEmbedding
+from danqing.requests import TextToImage
 from danqing.requests import read as read_request
 from lora_files import random, write
 

@@ -20,7 +20,8 @@ from danqing.models.controlnet import from_unet
 from danqing.models.line_art import LineArt
 from danqing.pipeline.controls import module_files
 from danqing.pipeline.replay import replay
-from danqing.requests import ControlUnit, ImageToImage, Inpaint, TextToImage, read
+from danqing.request_parts import ControlUnit
+from danqing.requests import ImageToImage, Inpaint, TextToImage, read
 
 QUICK: dict[str, Any] = {"steps": 2, "seed": 3, "width": 64, "height": 64, "cfg_scale": 3.0}
 

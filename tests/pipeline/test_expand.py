@@ -11,7 +11,8 @@ from danqing.families import Model
 from danqing.pipeline.expand import expand
 from danqing.pipeline.paint import paint
 from danqing.pipeline.resolve import resolve
-from danqing.requests import Reference, Template, TextToImage
+from danqing.request_parts import Reference, Template
+from danqing.requests import TextToImage
 
 
 @pytest.fixture(autouse=True)

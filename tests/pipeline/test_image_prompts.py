@@ -28,7 +28,8 @@ from danqing.pipeline.run import Studio, prepare
 from danqing.pipeline.start import Start
 from danqing.prompts.encode import conditionings
 from danqing.prompts.grammar import understand
-from danqing.requests import ImagePrompt, ImageToImage, Inpaint, Reference, TextToImage, read
+from danqing.request_parts import ImagePrompt, Reference
+from danqing.requests import ImageToImage, Inpaint, TextToImage, read
 from ip_adapter_files import photomaker, save_ip_adapter, save_tower
 
 QUICK: dict[str, Any] = {"steps": 2, "seed": 3, "width": 64, "height": 64, "cfg_scale": 3.0}

@@ -16,7 +16,8 @@ from danqing.pipeline.resolve import resolve
 from danqing.pipeline.run import Run, prepare
 from danqing.pipeline.texts import area
 from danqing.pipeline.texts import between as prompts_between
-from danqing.requests import Reference, Region, TextToImage
+from danqing.request_parts import Reference, Region
+from danqing.requests import TextToImage
 from danqing.sampling.types import Denoise, Prediction
 
 

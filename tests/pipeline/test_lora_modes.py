@@ -20,7 +20,8 @@ from danqing.metadata.infotext import read_infotext
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.pipeline.replay import replay
-from danqing.requests import Inpaint, Reference, TextToImage, read
+from danqing.request_parts import Reference
+from danqing.requests import Inpaint, TextToImage, read
 from lora_files import QUERY, keyed, lora, random, write
 
 BOTH = "a cat <lora:ink:0:1> <lora:oil:0:0.5>"

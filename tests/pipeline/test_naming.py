@@ -15,7 +15,8 @@ from PIL import Image
 
 from danqing.errors import DanqingError
 from danqing.pipeline.naming import MAX_NAME, TOKENS, Job, Subject, check_pattern, expand
-from danqing.requests import ImageToImage, Reference, ResolvedRequest, Template, TextToImage
+from danqing.request_parts import Reference, Template
+from danqing.requests import ImageToImage, ResolvedRequest, TextToImage
 
 NOWHERE = Path("/nowhere/at/all")
 

@@ -25,19 +25,8 @@ from danqing.pipeline.patching import patch_sources
 from danqing.pipeline.replay import replay
 from danqing.pipeline.resolve import resolve
 from danqing.pipeline.run import prepare
-from danqing.requests import (
-    FreeU,
-    HyperTile,
-    ImageToImage,
-    Painting,
-    PerturbedAttention,
-    Reference,
-    ResolvedRequest,
-    SelfAttention,
-    TextToImage,
-    TokenMerging,
-    read,
-)
+from danqing.request_parts import FreeU, HyperTile, PerturbedAttention, Reference, SelfAttention, TokenMerging
+from danqing.requests import ImageToImage, Painting, ResolvedRequest, TextToImage, read
 from lora_files import OUT, keyed, lora, write
 
 QUICK: dict[str, Any] = {"steps": 2, "seed": 3, "width": 64, "height": 64, "cfg_scale": 3.0}

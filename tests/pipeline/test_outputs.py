@@ -19,7 +19,8 @@ from danqing.metadata.read import read_record
 from danqing.pipeline.naming import Job
 from danqing.pipeline.outputs import check_output, grid_path, parse_size, picture_path, write_picture
 from danqing.pipeline.picture import Picture
-from danqing.requests import Reference, ResolvedRequest, TextToImage
+from danqing.request_parts import Reference
+from danqing.requests import ResolvedRequest, TextToImage
 
 
 @pytest.mark.parametrize("text", ["512x768", "512X768", "512×768", " 512 x 768 ", "512*768"])

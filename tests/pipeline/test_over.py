@@ -15,7 +15,8 @@ from danqing.pipeline.detect import Found
 from danqing.pipeline.levels import levels
 from danqing.pipeline.over import strengths
 from danqing.pipeline.resolve import resolve
-from danqing.requests import ImageToImage, Inpaint, Outpaint, Painting, Reference, TextToImage
+from danqing.request_parts import Reference
+from danqing.requests import ImageToImage, Inpaint, Outpaint, Painting, TextToImage
 
 
 def photograph(width: int = 96, height: int = 64) -> Image.Image:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from danqing.errors import DanqingError
 from danqing.pipeline.picture import Picture, grid
-from danqing.requests import Reference, ResolvedRequest, TextToImage
+from danqing.request_parts import Reference
+from danqing.requests import ResolvedRequest, TextToImage
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from danqing.adapters.fast import by_name
 from danqing.families import FAMILIES
 from danqing.pipeline.resolve import resolve
-from danqing.requests import Reference, ResolvedRequest, TextToImage
+from danqing.request_parts import Reference
+from danqing.requests import ResolvedRequest, TextToImage
 from danqing.vocabulary import DIALECTS, SAMPLERS, SCHEDULERS
 
 

@@ -24,7 +24,7 @@ from danqing.families import Model, TextEncoder
 from danqing.models.clip import CLIPText
 from danqing.prompts.chunks import LENGTH, Layout
 from danqing.prompts.encode import tokenizer_of
-from danqing.requests import AestheticEmbedding
+from danqing.request_parts import AestheticEmbedding
 
 Read = Callable[[CLIPText], tuple[Tensor, Tensor]]
 """A text encoder on one chunk -> (hidden states (1, 77, C), pooled (1, P)), float32."""

@@ -22,7 +22,7 @@ from danqing.models.conditioning import Conditioning
 from danqing.models.patches import Attention, Patches, with_attention
 from danqing.models.unet import UNetConfig, level_size, transformer_blocks
 from danqing.models.weights import ASKED
-from danqing.requests import PerturbedAttention, SelfAttention
+from danqing.request_parts import PerturbedAttention, SelfAttention
 from danqing.sampling.predict import PatchSource
 from danqing.sampling.types import Denoise, Prediction
 

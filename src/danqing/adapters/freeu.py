@@ -15,7 +15,7 @@ from danqing.families import At
 from danqing.models.conditioning import Conditioning
 from danqing.models.patches import Patches
 from danqing.models.unet import UNetConfig
-from danqing.requests import FreeU
+from danqing.request_parts import FreeU
 from danqing.sampling.predict import PatchSource
 from danqing.vocabulary import Dialect
 

@@ -17,7 +17,7 @@ from danqing.families import At
 from danqing.models.conditioning import Conditioning
 from danqing.models.patches import Attention, AttentionPatch, Patches
 from danqing.models.unet import UNetConfig, level_size, transformer_blocks
-from danqing.requests import HyperTile
+from danqing.request_parts import HyperTile
 from danqing.sampling.predict import PatchSource
 
 _LEAST = 128

@@ -20,7 +20,7 @@ from danqing.models.conditioning import Conditioning
 from danqing.models.ip_adapter import IPAdapter, KeysAndValues
 from danqing.models.patches import Attention, Patches
 from danqing.models.unet import UNetConfig, level_size, transformer_blocks
-from danqing.requests import Combine, WeightType
+from danqing.request_parts import Combine, WeightType
 from danqing.runtime.attention import attention
 from danqing.sampling.predict import PatchSource
 from danqing.vocabulary import Dialect

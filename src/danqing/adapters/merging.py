@@ -18,7 +18,7 @@ from danqing.families import At
 from danqing.models.conditioning import Conditioning
 from danqing.models.patches import Attention, BlockPatch, Patches, with_attention
 from danqing.models.unet import UNetConfig, level_size, transformer_blocks
-from danqing.requests import TokenMerging
+from danqing.request_parts import TokenMerging
 from danqing.sampling.predict import PatchSource
 
 

@@ -13,7 +13,8 @@ from danqing.families import Model
 from danqing.models.conditioning import Conditioning
 from danqing.pipeline.resolve import resolve
 from danqing.pipeline.run import Run, prepare
-from danqing.requests import Reference, ResolvedRequest, TextToImage, read
+from danqing.request_parts import Reference
+from danqing.requests import ResolvedRequest, TextToImage, read
 from danqing.runtime.memory import Plan
 from danqing.sampling.samplers import PICTURE_BY_PICTURE
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from danqing.requests import REFERENCE, ImagePrompt, Reference, ResolvedRequest
+from danqing.request_parts import REFERENCE, ImagePrompt, Reference
+from danqing.requests import ResolvedRequest
 from danqing.vocabulary import find_module
 
 KEY = re.compile(r"ControlNet (\d+)")

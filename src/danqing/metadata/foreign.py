@@ -8,7 +8,8 @@ from typing import Any
 
 from danqing.errors import DanqingError
 from danqing.metadata.told import UNRECORDED, Told, build, load_object
-from danqing.requests import Kind, Reference
+from danqing.request_parts import Reference
+from danqing.requests import Kind
 
 Fields = dict[str, Any]
 

@@ -19,7 +19,8 @@ from danqing.errors import DanqingError
 from danqing.metadata import network_text
 from danqing.metadata.control_text import KEY, control_pairs, read_controls
 from danqing.metadata.told import UNRECORDED, Told, build, load_json, load_object
-from danqing.requests import REQUESTS, ImageToImage, Kind, Masked, Painting, Reference, ResolvedRequest, TextToImage
+from danqing.request_parts import Reference
+from danqing.requests import REQUESTS, ImageToImage, Kind, Masked, Painting, ResolvedRequest, TextToImage
 from danqing.version import __version__
 from danqing.vocabulary import DIALECT_EMPHASIS
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from danqing.errors import DanqingError
 from danqing.metadata.told import load_json
-from danqing.requests import HyperTile, Painting, PerturbedAttention, TokenMerging
+from danqing.request_parts import HyperTile, PerturbedAttention, TokenMerging
+from danqing.requests import Painting
 
 FIELDS = ("freeu", "pag", "sag", "token_merging", "hypertile")
 """The request's fields that these pairs speak for."""

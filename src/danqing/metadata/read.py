@@ -13,7 +13,8 @@ from danqing.metadata.files import RECORD_KEY, PictureFile
 from danqing.metadata.foreign import read_fooocus, read_invokeai, read_invokeai_2, read_novelai
 from danqing.metadata.infotext import infotext, read_infotext
 from danqing.metadata.told import Told, load_object
-from danqing.requests import Reference, ResolvedRequest, kind_of
+from danqing.request_parts import Reference
+from danqing.requests import ResolvedRequest, kind_of
 
 Texts = Mapping[str, str]
 

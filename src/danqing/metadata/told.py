@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from danqing.errors import DanqingError
-from danqing.requests import REQUESTS, Kind, Painting, Reference, ResolvedRequest, read
+from danqing.request_parts import Reference
+from danqing.requests import REQUESTS, Kind, Painting, ResolvedRequest, read
 from danqing.vocabulary import quoted
 
 UNRECORDED = Reference(name="")

@@ -32,7 +32,8 @@ from danqing.pipeline.models import Say
 from danqing.pipeline.run import Studio
 from danqing.pipeline.texts import area
 from danqing.prompts.grammar import NetworkTag, understand
-from danqing.requests import AestheticEmbedding, Painting, Reference, TextToImage
+from danqing.request_parts import AestheticEmbedding, Reference
+from danqing.requests import Painting, TextToImage
 
 Want = TypeVar("Want")
 

@@ -20,7 +20,8 @@ from danqing.library.settings import Settings, load_settings
 from danqing.metadata.pixels import pixels_sha256
 from danqing.pipeline.images import fit
 from danqing.pipeline.run import Networks, Studio
-from danqing.requests import ControlMode, ControlUnit, ImageToImage, Inpaint, Painting
+from danqing.request_parts import ControlMode, ControlUnit
+from danqing.requests import ImageToImage, Inpaint, Painting
 from danqing.vocabulary import Module, find_module
 
 MODES: Mapping[ControlMode, Mode] = {

@@ -12,7 +12,8 @@ from danqing.pipeline import masks
 from danqing.pipeline.detect import Detect, Found, load_detector
 from danqing.pipeline.over import image_to_image
 from danqing.pipeline.run import Painter, Studio
-from danqing.requests import Detailer, Inpaint, Painting, Reference, ResolvedRequest
+from danqing.request_parts import Detailer, Reference
+from danqing.requests import Inpaint, Painting, ResolvedRequest
 from danqing.sampling.types import Step
 
 

@@ -11,7 +11,8 @@ from danqing.errors import DanqingError
 from danqing.library.settings import Settings, load_settings
 from danqing.prompts import dynamic
 from danqing.prompts.styles import apply, choose_styles, style_files
-from danqing.requests import MAX_SEED, Painting, Template
+from danqing.request_parts import Template
+from danqing.requests import MAX_SEED, Painting
 
 Asked = TypeVar("Asked", bound=Painting)
 

@@ -39,7 +39,8 @@ from danqing.models.photomaker import PhotoMaker
 from danqing.pipeline.adapters import stamps
 from danqing.pipeline.images import flatten, mask_pixels
 from danqing.pipeline.run import Prompter, Studio
-from danqing.requests import REFERENCE, ImagePrompt, Painting, TextToImage
+from danqing.request_parts import REFERENCE, ImagePrompt
+from danqing.requests import Painting, TextToImage
 
 _ALWAYS = {"model", "guidance_start", "guidance_end"}
 _WEIGHED = _ALWAYS | {"weight", "weight_type", "combine", "mask"}

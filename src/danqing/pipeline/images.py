@@ -17,7 +17,7 @@ from torch import Tensor
 
 from danqing.errors import DanqingError
 from danqing.metadata.pixels import pixels_sha256, rgba_md5
-from danqing.requests import PictureSource, Reference, ResizeMode
+from danqing.request_parts import PictureSource, Reference, ResizeMode
 from danqing.vocabulary import quoted
 
 FIELDS = ("image", "mask", "subimage")

@@ -20,7 +20,8 @@ from danqing.pipeline.masks import latent_mask
 from danqing.pipeline.run import Painter, Run, Studio, prepare
 from danqing.pipeline.soft import overlay
 from danqing.pipeline.start import Start, joined
-from danqing.requests import MAX_SEED, DenoisingCurve, ImageToImage, Masked, ResolvedRequest
+from danqing.request_parts import DenoisingCurve
+from danqing.requests import MAX_SEED, ImageToImage, Masked, ResolvedRequest
 from danqing.sampling.types import Noise, Step
 
 _CURVES: Mapping[DenoisingCurve, Callable[[float], float]] = {

@@ -34,7 +34,8 @@ from danqing.pipeline.safety import flag, folder_of, load_checker
 from danqing.pipeline.sd_upscale import sd_upscaled
 from danqing.pipeline.upscale import upscaler_path
 from danqing.prompts.encode import Cache
-from danqing.requests import ImageToImage, Kind, Painting, Reference, ResolvedRequest, TextToImage, read
+from danqing.request_parts import Reference
+from danqing.requests import ImageToImage, Kind, Painting, ResolvedRequest, TextToImage, read
 from danqing.sampling.noise import DRAWING
 from danqing.sampling.samplers import PICTURE_BY_PICTURE
 

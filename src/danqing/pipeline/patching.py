@@ -11,7 +11,8 @@ from danqing.adapters.merging import merged_blocks, merging_source
 from danqing.errors import DanqingError
 from danqing.families import At, Family, Model
 from danqing.models.unet import transformer_blocks
-from danqing.requests import Painting, PerturbedAttention
+from danqing.request_parts import PerturbedAttention
+from danqing.requests import Painting
 from danqing.sampling.predict import PatchSource
 
 

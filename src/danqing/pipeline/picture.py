@@ -17,7 +17,8 @@ from danqing.families import Model
 from danqing.metadata import files
 from danqing.metadata.infotext import infotext
 from danqing.metadata.pixels import pixels_sha256
-from danqing.requests import Platform, Reference, ResolvedRequest
+from danqing.request_parts import Reference
+from danqing.requests import Platform, ResolvedRequest
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,8 @@ from danqing.pipeline.images import open_picture
 from danqing.pipeline.models import Say, find_vae, load, print_note
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
-from danqing.requests import ImagePrompt, Painting, PictureSource, Reference, ResolvedRequest
+from danqing.request_parts import ImagePrompt, PictureSource, Reference
+from danqing.requests import Painting, ResolvedRequest
 from danqing.runtime.devices import pick_device
 from danqing.vocabulary import find_module
 

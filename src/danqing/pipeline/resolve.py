@@ -13,16 +13,8 @@ from danqing.errors import DanqingError
 from danqing.families import Family
 from danqing.pipeline.expand import draw_seed, expand
 from danqing.pipeline.patching import patches_without_effect
-from danqing.requests import (
-    ImageToImage,
-    Inpaint,
-    Masked,
-    Outpaint,
-    Painting,
-    Reference,
-    ResolvedRequest,
-    TextToImage,
-)
+from danqing.request_parts import Reference
+from danqing.requests import ImageToImage, Inpaint, Masked, Outpaint, Painting, ResolvedRequest, TextToImage
 from danqing.sampling.samplers import NEEDS_NEGATIVE, REQUEST_OPTIONS, options_of
 from danqing.sampling.schedules import scheduler_for
 from danqing.vocabulary import (

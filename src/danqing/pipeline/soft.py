@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from danqing.requests import SoftInpainting
+from danqing.request_parts import SoftInpainting
 
 _RADIUS, _DEVIATION = 2, 1.5
 """Of the neighbourhood over which changes are evened out, in latent cells."""

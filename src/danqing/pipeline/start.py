@@ -13,7 +13,7 @@ from torch import Tensor
 
 from danqing.families import At, Process
 from danqing.pipeline import soft
-from danqing.requests import SoftInpainting
+from danqing.request_parts import SoftInpainting
 from danqing.sampling.schedules import TIMESTEP_SAMPLERS
 from danqing.sampling.types import Denoise, Noise, Prediction, Step
 from danqing.vocabulary import Dialect

@@ -20,7 +20,8 @@ from danqing.pipeline.images import mask_pixels
 from danqing.pipeline.models import Say
 from danqing.prompts.encode import Cache, Sizes, conditionings
 from danqing.prompts.grammar import Prompt, understand
-from danqing.requests import LoraRegion, Painting, Region
+from danqing.request_parts import LoraRegion, Region
+from danqing.requests import Painting
 from danqing.vocabulary import find_sampler
 
 Branches = tuple[Conditioning, ...]

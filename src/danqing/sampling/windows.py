@@ -12,7 +12,7 @@ from torch import Tensor
 
 from danqing.families import At
 from danqing.models.conditioning import Conditioning
-from danqing.requests import TiledMethod
+from danqing.request_parts import TiledMethod
 from danqing.runtime.tiles import ramp, starts
 from danqing.sampling.types import Predict
 

@@ -25,7 +25,8 @@ from danqing.library.folders import hub_cache
 from danqing.library.settings import Settings
 from danqing.metadata.files import SUFFIXES
 from danqing.pipeline.expand import expand, fix_seeds
-from danqing.requests import REFERENCE, Painting, Reference, TextToImage
+from danqing.request_parts import REFERENCE, Reference
+from danqing.requests import Painting, TextToImage
 from danqing.serve.cache import ModelCache
 from danqing.serve.fetch import fetch
 from danqing.serve.work import KINDS

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from danqing.requests import REQUESTS, PictureSource, ResolvedRequest, Upscale
+from danqing.request_parts import PictureSource
+from danqing.requests import REQUESTS, ResolvedRequest, Upscale
 from danqing.serve.store import Job
 
 
