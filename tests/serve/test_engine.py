@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from danqing.errors import DanqingError
-from danqing.requests import ImageToImage, TextToImage
+from danqing.requests import ImageToImage, TextToImage, read
 from danqing.serve.accept import Rules
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.store import Store
@@ -68,6 +68,19 @@ def test_seeds_are_drawn_when_a_job_is_accepted(tmp_path: Path) -> None:
     assert job.request["seed"] >= 0
     assert job.parts[0]["seed"] == job.request["seed"]
     engine.close()
+
+
+def test_styles_and_modules_name_no_files_outside_the_model_folders(studio: tuple[Engine, FakePainter]) -> None:
+    engine, _ = studio
+    for style in ("/etc/x.csv:y", "x.JSON :y"):
+        with pytest.raises(DanqingError, match="names a file"):
+            engine.submit(TextToImage(prompt="a", styles=(style,)))
+    for module in ("depth:/etc/passwd", "/etc/passwd", "../../x.pth"):
+        with pytest.raises(DanqingError, match="model folders"):
+            engine.submit(read(TextToImage, {"controls": [{"model": "m", "module": module}]}))
+    for module in ("none", "canny", "tile_resample"):
+        job = engine.submit(read(TextToImage, {"controls": [{"model": "m", "module": module}]}))
+        assert engine.wait(job.id, 10).state == "done"
 
 
 def test_choices_are_written_out_when_a_job_is_accepted(tmp_path: Path) -> None:

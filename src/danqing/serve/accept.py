@@ -30,7 +30,7 @@ from danqing.requests import Painting, TextToImage
 from danqing.serve.cache import ModelCache
 from danqing.serve.fetch import fetch
 from danqing.serve.work import KINDS
-from danqing.vocabulary import quoted
+from danqing.vocabulary import find_module, quoted
 
 PICTURES = frozenset({"image", "mask", "subimage", "images"})
 """Fields, here and in what a request holds, that are pictures."""
@@ -77,10 +77,14 @@ PLAIN = frozenset(
         "version",
     }
 )
-"""Fields whose text is looked up in a table, or is shown to a network: they name no file."""
+"""Fields whose text is looked up in a table, or is shown to a network: they name no file.
+
+`styles` and `module` could: `_check_text` looks at them for themselves.
+"""
 FORMATS = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JXL", "MPO"})
 """Formats of pictures that are opened, by Pillow's names: those that hold pixels and nothing else."""
 _TAG = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:([^:>]*)|embedding:([^\s,)>\]]+)", re.IGNORECASE)
+_STYLE_FILE = re.compile(r"\.(?:csv|json)\s*:", re.IGNORECASE)
 _KEPT = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _ENDING = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
 
@@ -314,6 +318,10 @@ def _check_text(value: str, field: str, rules: Rules, roots: Sequence[Path]) -> 
         raise DanqingError(f"{field}: has {len(value)} characters; at most {rules.text}")
     if field in FILES and value != REFERENCE:
         check_name(value, field, roots)
+    if field == "styles" and _STYLE_FILE.search(value):
+        raise DanqingError(f"styles: {quoted(value)} names a file; give a style's name")
+    if field == "module" and (file := find_module(value)[1]):  # a preprocessor's own file, or `name:FILE`
+        check_name(file, field, roots)
     if field in PROMPTS:
         for match in _TAG.finditer(value):
             check_name((match[1] or match[2] or "").strip(), field, roots)
