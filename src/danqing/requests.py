@@ -575,7 +575,7 @@ class Platform(BaseModel):
 
 def _recorded(kind: Kind, fields: dict[str, Any]) -> Painting:
     """A record's request. An outpainting's has the size that came of it, for which nobody can ask."""
-    size = {name: fields[name] for name in ("width", "height") if kind == "outpaint" and name in fields}
+    size: dict[str, Any] = {name: fields[name] for name in ("width", "height") if kind == "outpaint" and name in fields}
     plain = REQUESTS[kind].model_validate({name: value for name, value in fields.items() if name not in size})
     return plain.model_copy(update=Painting.model_validate(size).model_dump(include=set(size)))
 

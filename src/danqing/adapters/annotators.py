@@ -277,7 +277,7 @@ def _lines(maps: Tensor, score: float, distance: float) -> list[tuple[float, ...
     sure = maps[0].sigmoid()
     sure = sure * (F.max_pool2d(sure[None], 3, 1, 1)[0] == sure)
     scores, places = sure.flatten().topk(min(_MOST_LINES, sure.numel()))
-    found = []
+    found: list[tuple[float, ...]] = []
     for how, place in zip(scores.tolist(), places.tolist()):
         y, x = divmod(place, sure.shape[1])
         ends = maps[1:5, y, x].tolist()

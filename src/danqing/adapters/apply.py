@@ -117,8 +117,9 @@ class _Effect:
 def _distance(new: Tensor, old: Tensor) -> Tensor:
     """The norm of new - old, a few rows at a time: fresh memory for a whole difference costs more than its sum."""
     rows = max(1, _AT_ONCE * len(old) // max(old.numel(), 1))
-    parts = [torch.linalg.vector_norm(a - b) for a, b in zip(new.split(rows), old.split(rows))]
-    return torch.linalg.vector_norm(torch.stack(parts))
+    parts = [torch.linalg.vector_norm(a - b) for a, b in zip(torch.split(new, rows), torch.split(old, rows))]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return norm
 
 
 # --- block weights ----------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ class Watch:
         calls = self.marks[id(branch)].maps
         looked_at = torch.cat([torch.stack([*call.values()]).mean(0) for call in calls]).to(clean.device)
         size = level_size(clean.shape[-2], clean.shape[-1], self.level)
-        mask = (looked_at > self.sag.threshold).to(clean.dtype).unflatten(1, size)[:, None]
+        mask = torch.unflatten((looked_at > self.sag.threshold).to(clean.dtype), 1, size)[:, None]
         mask = F.interpolate(mask, clean.shape[-2:])  # to the nearest
         return clean + (blur(clean, self.sag.blur_sigma) - clean) * mask
 

@@ -78,5 +78,5 @@ def low_frequencies(x: Tensor, scale: float) -> Tensor:
     )  # a side of 1 has its only frequency there
     weights = torch.ones(x.shape[-2:], device=x.device)
     weights[rows, columns] = scale
-    changed = torch.fft.ifftshift(frequencies * weights, dim=(-2, -1))
-    return torch.fft.ifftn(changed, dim=(-2, -1)).real.to(x.dtype)
+    changed: Tensor = torch.fft.ifftshift(frequencies * weights, dim=(-2, -1))
+    return torch.fft.ifftn(changed, dim=(-2, -1)).real.to(x.dtype)  # type: ignore[no-any-return]

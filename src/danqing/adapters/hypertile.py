@@ -11,6 +11,7 @@ import math
 import zlib
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from danqing.families import At
@@ -91,7 +92,8 @@ def _in_tiles(
     grid = (rows, height // rows, columns, width // columns)
 
     def cut(t: Tensor) -> Tensor:  # (B, heads, T, D) -> (B tiles, heads, T / tiles, D)
-        return t.unflatten(2, grid).permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
+        return torch.unflatten(t, 2, grid).permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
 
-    out = plain(cut(query), cut(key), cut(value)).unflatten(0, (-1, rows, columns)).unflatten(4, grid[1::2])
+    out = torch.unflatten(plain(cut(query), cut(key), cut(value)), 0, (-1, rows, columns))
+    out = torch.unflatten(out, 4, grid[1::2])
     return out.permute(0, 3, 1, 4, 2, 5, 6).flatten(2, 5)

@@ -217,7 +217,8 @@ def _looks(
 def _seen(tower: CLIPVision, picture: Tensor, look: str) -> Tensor:
     weight = tower.visual_projection.weight
     out = tower(picture.to(weight.device, weight.dtype))
-    return out.projected if look == "vector" else out.hidden[-2]
+    seen: Tensor = out.projected if look == "vector" else out.hidden[-2]
+    return seen
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from danqing.adapters.preprocess import Preprocessor, pixels_of
 from danqing.models.openpose import STRIDE, BodyPose, PointMaps
+
+_Number = TypeVar("_Number", np.uint8, np.float32)
 
 Point = tuple[float, float] | None
 """X and Y in pixels, or None where a point is not seen."""
@@ -109,10 +112,10 @@ def _restored(maps: Tensor, inner: tuple[int, int], size: tuple[int, int]) -> Ar
     return np.stack(made)
 
 
-def _resized(image: NDArray[np.generic], width: int, height: int) -> NDArray[np.generic]:
+def _resized(image: NDArray[_Number], width: int, height: int) -> NDArray[_Number]:
     smaller = width + height < image.shape[0] + image.shape[1]
     way = cv2.INTER_AREA if smaller else cv2.INTER_LANCZOS4
-    made: NDArray[np.generic] = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=way)
+    made: NDArray[_Number] = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=way)
     return made
 
 

@@ -56,7 +56,8 @@ def grey_picture(pixels: NDArray[np.float32 | np.bool_]) -> Image.Image:
 
 def _gaussian(pixels: Pixels, sigma: float) -> Pixels:
     """Blurred, sigma in pixels; edges mirrored."""
-    return cv2.GaussianBlur(pixels, (0, 0), sigma).reshape(pixels.shape)
+    blurred: Pixels = cv2.GaussianBlur(pixels, (0, 0), sigma).reshape(pixels.shape)
+    return blurred
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------

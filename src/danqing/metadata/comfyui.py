@@ -301,7 +301,7 @@ def _models(graph: Graph, sampler: Node, fields: dict[str, Any]) -> Reference | 
         elif title in _NETWORK:
             field, names, more = _NETWORK[title]
             given = {name: graph.value(found, name) for name in names}
-            fields[field] = {name: value for name, value in given.items() if value is not None} | more
+            fields[field] = {**{name: value for name, value in given.items() if value is not None}, **more}
             if field in ("token_merging", "hypertile"):
                 graph.note(f"the node '{title}' draws which tokens stay and how tiles are cut in a way of its own")
         elif "model" in found["inputs"]:

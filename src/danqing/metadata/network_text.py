@@ -110,7 +110,8 @@ def _stages(pairs: Mapping[str, str], notes: list[str]) -> dict[str, Any] | None
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         notes.append("FreeU Stages: no list of stages; FreeU is left out")
         return None
-    first, second, *more = [*stages, {}, {}]
+    all_stages: list[dict[str, Any]] = [*stages, {}, {}]
+    first, second, *more = all_stages
     plain = {"backbone_factor", "skip_factor"}
     if any(more) or (first.keys() | second.keys()) - plain:
         notes.append(

@@ -166,7 +166,7 @@ class IPAdapter(nn.Module):
             told = (told[0][:, None],)  # a resampler gathers from many: here from one
         if len(told) == 1:
             return by_row(self.image_proj, told[0])
-        rows = zip(*(t.split(1) for t in told))
+        rows = zip(*(torch.split(t, 1) for t in told))
         return torch.cat([self.image_proj(*row) for row in rows])
 
     def at(self, place: str) -> KeysAndValues:

@@ -41,7 +41,7 @@ class _ConvNorm(nn.Sequential):
         super().__init__(conv, BatchNorm2d(c_out), nn.ReLU6())
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, 1, 0, 1)) if self.uneven else x)
+        return super().forward(F.pad(x, (0, 1, 0, 1)) if self.uneven else x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Inverted(nn.Module):

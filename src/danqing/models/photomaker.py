@@ -110,7 +110,7 @@ class PhotoMaker(CLIPVision):
         seen = self(pixels)
         if self.photomaker.faces:
             assert faces is not None
-            rows = zip(faces.split(1), seen.hidden[-1].split(1))
+            rows = zip(torch.split(faces, 1), torch.split(seen.hidden[-1], 1))
             return torch.cat([self.qformer_perceiver(face, patches)[0] for face, patches in rows])
         return torch.cat([seen.projected, per_row(self.visual_projection_2, seen.pooled)], -1)
 
