@@ -141,6 +141,10 @@ def test_a_memo_with_a_torn_or_damaged_end_is_used_as_far_as_it_goes(tmp_path: P
             assert torch.equal(again.clean, prediction.clean)
             assert (again.unconditional is None) == (prediction.unconditional is None)
         assert memo.replayed == known
+        healed = Memo(path, "salt", 0.0)
+        for each in asked:
+            healed.wrap(denoise)(*each)
+        assert healed.replayed == 3
     path.write_bytes(whole)
     other = Memo(path, "another request", 0.0)
     other.wrap(denoise)(*asked[0])

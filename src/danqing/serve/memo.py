@@ -9,10 +9,10 @@ depends on; what does not fit is not used.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from danqing.sampling.types import At, Denoise, Prediction
 
 _HEAD = struct.Struct("<32sII")
 """An entry: SHA-256 of what was asked, length and CRC-32 of what follows, a safetensors file."""
-_MOST = 1 << 28
+_MOST = 1 << 30
 EVERY = 2.0
 """Seconds between writes; what a short painting says is never written."""
 
@@ -38,35 +38,35 @@ class Memo:
         self.replayed = 0
         """Predictions that were told again."""
         self._salt = hashlib.sha256(salt.encode()).digest()
-        self._known = dict(_entries(path))
-        self._waiting: list[bytes] = []
+        self._known = _entries(path)
+        self._waiting: list[tuple[Tensor, At, Prediction]] = []
         self._written = time.monotonic()
 
     def wrap(self, denoise: Denoise) -> Denoise:
         """The denoiser, which is asked only what is not known."""
 
         def remembered(latents: Tensor, at: At) -> Prediction:
-            key = self._key(latents, at)
-            if key in self._known:
-                tensors = load(self._known.pop(key))
+            if self._known and (body := self._known.pop(self._key(latents, at), None)) is not None:
                 self.replayed += 1
-                return Prediction(**{name: tensor.to(latents.device) for name, tensor in tensors.items()})
+                return Prediction(**{name: tensor.to(latents.device) for name, tensor in load(body).items()})
             prediction = denoise(latents, at)
-            self._keep(key, prediction)
+            self._waiting.append((latents.clone(), at, prediction))
+            if time.monotonic() - self._written >= self.every:
+                self.flush()
             return prediction
 
         return remembered
 
     def flush(self) -> None:
         """Write what waits. A full disk costs the memory of these steps, not the picture."""
-        entries, self._waiting = self._waiting, []
+        said, self._waiting = self._waiting, []
         self._written = time.monotonic()
-        if not entries:
+        if not said:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                file.write(b"".join(entries))
+                file.write(b"".join(self._entry(*each) for each in said))
         except OSError:
             self.path.unlink(missing_ok=True)
 
@@ -83,32 +83,38 @@ class Memo:
         digest.update(latents.detach().float().contiguous().cpu().numpy().tobytes())
         return digest.digest()
 
-    def _keep(self, key: bytes, prediction: Prediction) -> None:
+    def _entry(self, latents: Tensor, at: At, prediction: Prediction) -> bytes:
         named = {name: getattr(prediction, name) for name in ("clean", "unconditional", "conditional")}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in named.items() if value is not None}
-        # one tensor under two names would be one file's tensor twice
-        body = save({name: value.clone() for name, value in tensors.items()})
-        self._waiting.append(_HEAD.pack(key, len(body), zlib.crc32(body)) + body)
-        if time.monotonic() - self._written >= self.every:
-            self.flush()
+        # cloned, for one tensor under two names is none that safetensors writes
+        body = save(
+            {name: value.detach().cpu().clone().contiguous() for name, value in named.items() if value is not None}
+        )
+        return _HEAD.pack(self._key(latents, at), len(body), zlib.crc32(body)) + body
 
 
-def _entries(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """(key, safetensors) of each whole entry; a torn end, or anything else, is left out from there on."""
+def _entries(path: Path) -> dict[bytes, bytes]:
+    """Key -> safetensors of each whole entry. A torn end is cut off, so that more can be written behind."""
+    found: dict[bytes, bytes] = {}
     try:
-        data = path.read_bytes() if path.stat().st_size <= _MOST else b""
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= _MOST else b""
     except OSError:
-        return
+        return found
     place = 0
     while place + _HEAD.size <= len(data):
         key, length, check = _HEAD.unpack_from(data, place)
         body = data[place + _HEAD.size : place + _HEAD.size + length]
+        if len(body) < length or zlib.crc32(body) != check or not _sound(body):
+            break
+        found[key] = body
         place += _HEAD.size + length
-        if len(body) < length or zlib.crc32(body) != check:
-            return
-        try:
-            if not all(torch.isfinite(tensor).all() for tensor in load(body).values()):
-                return
-        except SafetensorError:
-            return
-        yield key, body
+    if place < size:
+        os.truncate(path, place)
+    return found
+
+
+def _sound(body: bytes) -> bool:
+    try:
+        return all(bool(torch.isfinite(tensor).all()) for tensor in load(body).values())
+    except SafetensorError:
+        return False

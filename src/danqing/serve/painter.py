@@ -105,7 +105,7 @@ def _part(request: Painting, have: frozenset[int], note: Say, models: ModelCache
                     if finished:  # the engine has put them into the gallery
                         steps.forget()
         finally:
-            steps.flush()
+            steps.flush()  # where it is finished nothing waits
 
 
 def _further(request: Painting) -> Iterator[str]:

@@ -241,10 +241,11 @@ class Store:
         """
         try:
             self.engine = create_engine(url)
+            self._reader = self.engine.execution_options(reads=True)
             self._lite = self.engine.dialect.name == "sqlite"
             if self._lite:
                 event.listen(self.engine, "connect", _prepare_sqlite)
-                event.listen(self.engine, "begin", _begin_immediately)
+                event.listen(self.engine, "begin", _begin)
             with self.engine.begin() as connection:
                 tables = [table for table in _META.sorted_tables if table is not _WORDS or not self._lite]
                 _META.create_all(connection, tables=tables)
@@ -298,7 +299,7 @@ class Store:
 
     def job(self, identity: str) -> Job:
         """Raises NotFound where there is none."""
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return _job(connection, identity)
 
     def jobs(self, states: Sequence[State] | None = None, limit: int = 100, offset: int = 0) -> tuple[Job, ...]:
@@ -310,13 +311,13 @@ class Store:
         query = select(_JOBS).order_by(*order).limit(limit).offset(offset)
         if states is not None:
             query = query.where(_JOBS.c.state.in_(states))
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return tuple(_as_job(row) for row in connection.execute(query))
 
     def counts(self) -> dict[State, int]:
         """How many jobs there are of each state."""
         query = select(_JOBS.c.state, func.count()).group_by(_JOBS.c.state)
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             found = {str(state): int(count) for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in get_args(State)}
 
@@ -393,31 +394,31 @@ class Store:
 
     def inputs(self) -> set[str]:
         """The names of all files that jobs have for their pictures."""
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return set(connection.scalars(select(_INPUTS.c.name).distinct()))
 
     # pictures
 
     def pictures(self, job: str) -> tuple[Stored, ...]:
         """A job's pictures by their index, deleted ones too."""
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return _stored(connection, select(_PICTURES).where(_PICTURES.c.job == job).order_by(_PICTURES.c.index))
 
     def picture(self, identity: str) -> Stored:
         """Raises NotFound where there is none."""
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return _picture(connection, identity)
 
     def search(self, query: Query, limit: int = 50, offset: int = 0) -> tuple[Stored, ...]:
         """The pictures that are meant, the latest first."""
         found = select(_PICTURES).where(*self._conditions(query))
         order = found.order_by(_PICTURES.c.created.desc(), _PICTURES.c.number.desc())
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return _stored(connection, order.limit(limit).offset(offset))
 
     def count(self, query: Query) -> int:
         """How many pictures are meant."""
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return connection.scalar(select(func.count()).select_from(_PICTURES).where(*self._conditions(query))) or 0
 
     def add_pictures(self, pictures: Sequence[NewPicture]) -> tuple[Stored, ...]:
@@ -461,12 +462,12 @@ class Store:
     def tags(self) -> dict[str, int]:
         """All tags, and how many pictures have each."""
         query = select(_TAGS.c.tag, func.count()).group_by(_TAGS.c.tag).order_by(_TAGS.c.tag)
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return {str(tag): int(count) for tag, count in connection.execute(query)}
 
     def bin(self, before: float) -> tuple[Stored, ...]:
         """What was deleted before that time."""
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return _stored(connection, select(_PICTURES).where(_PICTURES.c.deleted < before))
 
     def forget(self, identity: str) -> None:
@@ -482,7 +483,7 @@ class Store:
 
     def options(self) -> dict[str, Any]:
         """What `set_options` was told."""
-        with self.engine.begin() as connection:
+        with self._reader.begin() as connection:
             return {key: json.loads(value) for key, value in connection.execute(select(_OPTIONS)).tuples()}
 
     def set_options(self, values: Mapping[str, Any]) -> None:
@@ -545,9 +546,10 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def _begin_immediately(connection: Connection) -> None:
-    # a transaction that reads first and writes later could meet another one's lock, and fail without waiting
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin(connection: Connection) -> None:
+    # one that reads first and writes later could meet another one's lock, and fail without waiting
+    reads = connection.get_execution_options().get("reads", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def _dumped(value: Any) -> str:
