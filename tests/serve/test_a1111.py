@@ -256,6 +256,17 @@ def test_text_that_is_no_unicode_and_numbers_that_are_none(site: Site) -> None:
         assert "Unicode" in answer.json()["detail"]
 
 
+def test_bodies_nested_without_end(site: Site) -> None:
+    headers = {"Content-Type": "application/json"}
+    for depth in (300, 900, 20_000):
+        nested = "[" * depth + "]" * depth
+        for raw in (f'{{"script_args": {nested}}}', f'{{"override_settings": {{"rho": {nested}}}}}', nested):
+            answer = requests.post(site.base + "/sdapi/v1/txt2img", data=raw, headers=headers, timeout=20)
+            assert 200 <= answer.status_code < 500
+            answer = requests.post(site.base + "/sdapi/v1/options", data=raw, headers=headers, timeout=20)
+            assert 400 <= answer.status_code < 500
+
+
 def test_fields_that_are_unknown_are_named_in_the_answer(site: Site) -> None:
     info = json.loads(site.post("/sdapi/v1/txt2img", {"prompt": "a", "promt": "b"}).json()["info"])
     assert info["notes"] == ["field 'promt' is unknown and left out"]
@@ -457,6 +468,23 @@ def test_interrupted_before_the_first_picture(gated: tuple[Site, threading.Semap
     worker.join(10)
     assert answers[0].images == []
     assert (answers[0].info["prompt"], answers[0].info["seed"]) == ("a cat", 4)
+
+
+def test_a_plot_that_is_interrupted_leaves_the_rest_unpainted(gated: tuple[Site, threading.Semaphore]) -> None:
+    site, gate = gated
+    answers: list[Any] = []
+    args = ["Seed", "1,2,3", [], "Nothing", "", [], "Nothing", "", [], True, True]
+    work = {"prompt": "a", "width": 64, "height": 64, "script_name": "X/Y/Z plot", "script_args": args}
+    worker = threading.Thread(target=lambda: answers.append(site.client.txt2img(**work)))
+    worker.start()
+    gate.release(STEPS + 1)
+    until(lambda: len(site.engine.jobs(("done",))) == 1 and site.client.get_progress()["state"]["sampling_step"] == 1)
+    site.client.interrupt()
+    gate.release(1000)
+    worker.join(10)
+    assert answers[0].info["all_seeds"] == [1]
+    assert len(answers[0].images) == 2
+    assert sorted(job.state for job in site.engine.jobs()) == ["cancelled", "done", "interrupted"]
 
 
 def test_a_job_that_fails_by_danqings_own_fault_is_a_500_else_a_400(site: Site) -> None:

@@ -40,7 +40,7 @@ from danqing.serve.a1111_extensions import add_extensions
 from danqing.serve.a1111_options import Fields, Options
 from danqing.serve.a1111_paint import Studio, check_model, extras, opened_picture, paint, png_info, progress
 from danqing.serve.a1111_scripts import script_info, script_names
-from danqing.serve.a1111_tasks import Tasks, add_tasks
+from danqing.serve.a1111_tasks import Tasks, add_tasks, interrupt
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.fetch import fetch
 from danqing.serve.settings import ServeSettings
@@ -147,7 +147,7 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
 
     def fetched(url: str) -> str:
         if not settings.urls:
-            raise HTTPException(400, "Requests not allowed: pictures by URL are not switched on in this studio")
+            raise HTTPException(400, "Requests not allowed: pictures by URL are not switched on (--allow-urls)")
         return "data:image/png;base64," + base64.b64encode(fetch(url, "image", engine.rules.picture_bytes)).decode()
 
     studio = Studio(engine, options, fetched, Tasks())
@@ -186,8 +186,8 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
         return progress(studio, skip_current_image)
 
     @routes.post("/sdapi/v1/interrupt")
-    def interrupt() -> Fields:
-        engine.interrupt()
+    def interrupt_route() -> Fields:
+        interrupt(engine, studio.tasks)
         return {}
 
     @routes.post("/sdapi/v1/skip")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from danqing.errors import DanqingError
 from danqing.serve.store import Store
 from danqing.vocabulary import nearest, quoted
@@ -178,12 +180,19 @@ def check(values: Mapping[str, Any], current: Mapping[str, Any]) -> Fields:
 
 
 def plain_json(value: Any) -> bool:
-    """Whether every reader of JSON takes it: no NaN or infinity, and text that is Unicode."""
+    """Whether every reader of JSON takes it: no NaN or infinity, text that is Unicode, no endless nesting."""
     try:
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError):
         return False
-    return True
+    return _shallow(value, 64)
+
+
+def _shallow(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return levels > 0 and all(_shallow(each, levels - 1) for each in inner)
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:

@@ -64,8 +64,8 @@ def paint(studio: Studio, body: Painted) -> Fields:
 
     Raises HTTPException or DanqingError for a body that makes no sense.
     """
-    if not plain_json(body.model_dump()):
-        raise HTTPException(422, "body: numbers should be finite, and text valid Unicode")
+    if not plain_json(body):
+        raise HTTPException(422, "body: numbers should be finite, text valid Unicode, and nothing nested without end")
     engine, settings = studio.engine, studio.engine.models.settings
     options = studio.options.with_overrides(body.override_settings)
     if isinstance(body, Txt2Img):
@@ -83,8 +83,7 @@ def paint(studio: Studio, body: Painted) -> Fields:
     if body.override_settings and body.override_settings_restore_afterwards is False:
         studio.options.set(body.override_settings)
     waiting = submitted(engine, requests, "sdapi")
-    if body.force_task_id:
-        studio.tasks.add(body.force_task_id, waiting)
+    studio.tasks.add(body.force_task_id, waiting)
     jobs = finished(engine, waiting)
     pictures = [_shown(studio, job, options, restore) for job in jobs]
     flat = [picture for row in pictures for picture in row]
@@ -184,11 +183,10 @@ def finished(engine: Engine, jobs: Sequence[Job]) -> list[Job]:
     stopped = False
     for job in jobs:
         if stopped:
-            done.append(engine.cancel(job.id))
-            continue
+            engine.cancel(job.id)
         job = engine.wait(job.id)
         done.append(job)
-        stopped = job.state != "done"
+        stopped = stopped or job.state != "done"
     failed = next((job for job in done if job.state == "failed"), None)
     if failed is not None:
         error = failed.error or "failed"

@@ -26,10 +26,10 @@ class Tasks:
         self._jobs: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, task: str, jobs: Sequence[Job]) -> None:
-        """Remember that these are the task's."""
+    def add(self, task: str | None, jobs: Sequence[Job]) -> None:
+        """Remember that these are the task's, whose name is the first job's id where its client gave none."""
         with self._lock:
-            self._jobs[task] = tuple(job.id for job in jobs)
+            self._jobs[task or jobs[0].id] = tuple(job.id for job in jobs)
             while len(self._jobs) > _REMEMBERED:
                 self._jobs.popitem(last=False)
 
@@ -68,12 +68,23 @@ def add_tasks(routes: APIRouter, engine: Engine, tasks: Tasks) -> None:
     @routes.get("/internal/pending-tasks")
     def pending() -> dict[str, Any]:
         waiting = {job.id for job in engine.jobs(("queued",), limit=10_000)}
-        names = [task for task, jobs in tasks.all().items() if jobs and waiting.issuperset(jobs)]
+        names = [task for task, jobs in tasks.all().items() if task not in jobs and waiting.issuperset(jobs)]
         return {"size": len(names), "tasks": names}
 
     @routes.get("/internal/ping")
     def ping() -> dict[str, Any]:
         return {}
+
+
+def interrupt(engine: Engine, tasks: Tasks) -> None:
+    """Stop what is painted, and what else its client asked for along with it: the other cells of a plot."""
+    current = engine.progress(preview=False).job
+    for jobs in tasks.all().values():
+        if current in jobs:
+            for job in reversed(jobs):
+                if job != current:
+                    engine.cancel(job)
+    engine.interrupt(current)
 
 
 def task_progress(engine: Engine, jobs: Sequence[Job], asked: AskedProgress) -> TaskProgress:
