@@ -78,6 +78,7 @@ def test_the_dearest_axis_is_the_outermost(tiny: Model, tmp_path: Path) -> None:
         ("Sampler=Eulr", "sampler 'Eulr' is unknown; did you mean Euler"),
         ("Prompt S/R=dog,fox", "'dog' is in neither prompt"),
         ("Prompt order=red,dog", "'dog' is not in the prompt"),
+        ("Prompt order=", "no values"),
         ("Size=64", "is no size"),
         ("Checkpoint name=nowhere.safetensors", "no such file"),
         ("VAE=nowhere.safetensors", "no such file"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +19,8 @@ import requests
 import webuiapi
 from PIL import Image
 
-from danqing.serve.a1111 import router
+from danqing.serve.a1111 import LISTS, router
+from danqing.serve.a1111_lists import TABLES
 from danqing.serve.app import create_app
 from danqing.serve.engine import Engine
 from danqing.serve.security import write_users
@@ -561,12 +564,14 @@ def test_interrogate_without_a_captioner_is_a_404(site: Site) -> None:
 
 
 def test_interrogate_with_a_captioner(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    from danqing.serve import a1111
+    from danqing.serve import a1111_paint
 
     asked: list[Any] = []
-    monkeypatch.setattr(a1111, "find_captioner", lambda settings: Path("/blip"))
+    monkeypatch.setattr(a1111_paint, "find_captioner", lambda settings: Path("/blip"))
     monkeypatch.setattr(
-        a1111, "load_captioner", lambda folder, **how: asked.append(how) or (lambda image: f"a {image.mode} picture")
+        a1111_paint,
+        "load_captioner",
+        lambda folder, **how: asked.append(how) or (lambda image: f"a {image.mode} picture"),
     )
     assert site.client.interrogate(picture()).info == "a RGB picture"
     assert asked == [{"beams": 1, "least": 24, "most": 48}]
@@ -674,3 +679,13 @@ def test_the_openapi_description_has_automatic1111s_fields_and_errors(site: Site
     } <= fields.keys()
     assert {"200", "400", "404", "422", "429"} <= described["paths"]["/sdapi/v1/txt2img"]["post"]["responses"].keys()
     assert "/v1/images/generations" in described["paths"]
+
+
+def test_the_routes_are_there_before_torch_is_loaded() -> None:
+    code = "import sys, danqing.serve.a1111, danqing.serve.openai; print([m for m in ('torch', 'cv2') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_every_list_has_its_table() -> None:
+    assert set(LISTS) == set(TABLES)

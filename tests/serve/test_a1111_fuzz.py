@@ -20,8 +20,9 @@ from danqing.errors import DanqingError
 from danqing.serve.a1111_alwayson import ALWAYS_ON
 from danqing.serve.a1111_bodies import Img2Img, Txt2Img
 from danqing.serve.a1111_options import OPTIONS, Options
-from danqing.serve.a1111_paint import Studio, paint
+from danqing.serve.a1111_paint import paint
 from danqing.serve.a1111_selectable import SELECTABLE
+from danqing.serve.a1111_studio import Studio
 from danqing.serve.a1111_tasks import Tasks
 from danqing.serve.accept import Rules
 from studio import fake_studio

@@ -502,16 +502,14 @@ def test_instruct_pix2pix(site: Site) -> None:
 
 def test_prompts_are_written_by_a_model_of_the_library(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     from danqing.library.folders import Entry
-    from danqing.serve import a1111_extensions
+    from danqing.pipeline import caption, promptgen
 
     assert site.client.list_prompt_gen_models() == []
     with pytest.raises(RuntimeError, match="Model not found"):
         site.client.prompt_gen(text="a cat")
     entry = Entry("other", "owner/words", Path("/nowhere"), "Hub")
-    monkeypatch.setattr(a1111_extensions, "language_models", lambda settings, kind: [entry])
-    monkeypatch.setattr(
-        a1111_extensions, "load_writer", lambda path: lambda text, how: [f"{text}, {how.top_k}"] * how.count
-    )
+    monkeypatch.setattr(caption, "language_models", lambda settings, kind: [entry])
+    monkeypatch.setattr(promptgen, "load_writer", lambda path: lambda text, how: [f"{text}, {how.top_k}"] * how.count)
     assert site.client.list_prompt_gen_models() == ["owner/words"]
     assert site.client.prompt_gen("owner/words", batch_count=2, batch_size=1, text="a cat") == ["a cat, 12"] * 2
 

@@ -218,6 +218,8 @@ def _search_replace(title: str, text: str, request: Painting, rest: str) -> Axis
 def _order(title: str, text: str, request: Painting, rest: str) -> Axis:
     """Prompt order: all orders of these pieces of the prompt, in the places where the pieces are."""
     pieces = split_csv(text)
+    if not pieces:
+        raise DanqingError("it has no values; they are pieces of the prompt")
     missing = [piece for piece in pieces if not piece or piece not in request.prompt]
     if missing:
         raise DanqingError(f"{quoted(missing[0])} is not in the prompt; the values are pieces of it")

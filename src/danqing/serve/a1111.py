@@ -19,27 +19,11 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from danqing.errors import DanqingError
-from danqing.library.folders import BUNDLED
-from danqing.library.hash_cache import HashCache
-from danqing.pipeline.caption import find_captioner, load_captioner
-from danqing.requests import ImageToImage, TextToImage
-from danqing.serve import a1111_lists as lists
 from danqing.serve.a1111_answers import encoded
-from danqing.serve.a1111_bodies import Detect, ExtrasBatch, ExtrasSingle, Img2Img, Interrogate, PngInfo, Txt2Img
-from danqing.serve.a1111_controlnet import (
-    Pose,
-    control_types,
-    detected,
-    model_names,
-    module_detail,
-    module_named,
-    module_names,
-    render,
-)
+from danqing.serve.a1111_bodies import Detect, ExtrasBatch, ExtrasSingle, Img2Img, Interrogate, PngInfo, Pose, Txt2Img
 from danqing.serve.a1111_extensions import add_extensions
 from danqing.serve.a1111_options import Fields, Options
-from danqing.serve.a1111_paint import Studio, check_model, extras, opened_picture, paint, png_info, progress
-from danqing.serve.a1111_scripts import script_info, script_names
+from danqing.serve.a1111_studio import Studio, late, progress
 from danqing.serve.a1111_tasks import Tasks, add_tasks, interrupt
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.fetch import fetch
@@ -50,6 +34,22 @@ WAITING = 1024
 """Requests that may wait for their pictures at once, each in a thread of its own."""
 UNITS = 3
 """ControlNet units that the extension shows; requests may have more."""
+LISTS = (
+    "samplers", "schedulers", "upscalers", "latent-upscale-modes", "sd-models", "sd-vae", "hypernetworks",
+    "face-restorers", "realesrgan-models", "prompt-styles", "artist-categories", "embeddings", "loras", "memory",
+    "scripts", "script-info", "extensions",
+)  # fmt: skip
+"""GET routes, whose answers are `a1111_lists.TABLES`."""
+
+paint, extras, png_info, interrogated, detected, all_options, set_options = (
+    late("a1111_paint", name)
+    for name in ("paint", "extras", "png_info", "interrogated", "detect", "all_options", "set_options")
+)
+table = late("a1111_lists", "table")
+model_names, module_names, module_detail, control_types, render = (
+    late("a1111_controlnet", name)
+    for name in ("model_names", "module_names", "module_detail", "control_types", "render")
+)
 
 
 class Painting(BaseModel):
@@ -179,7 +179,7 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/sdapi/v1/interrogate")
     async def interrogate(body: Interrogate) -> Fields:
-        return await waited(_interrogated, studio, body)
+        return await waited(interrogated, studio, body)
 
     @routes.get("/sdapi/v1/progress", response_model=ProgressAnswer)
     def progress_route(skip_current_image: bool = False) -> Any:
@@ -196,11 +196,11 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
 
     @routes.get("/sdapi/v1/options")
     def get_options() -> Fields:
-        return _with_checkpoint(studio)
+        return all_options(studio)
 
     @routes.post("/sdapi/v1/options")
-    def set_options(values: Fields) -> None:
-        _set_options(studio, values)
+    def post_options(values: Fields) -> None:
+        set_options(studio, values)
 
     @routes.post("/sdapi/v1/unload-checkpoint")
     def unload_checkpoint() -> Fields:
@@ -220,42 +220,25 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
 
 
 def _add_lists(routes: APIRouter, studio: Studio, settings: ServeSettings) -> None:
-    library = studio.engine.models.settings
-
     def refresh() -> None:
         """Nothing is to be done: every list is read anew."""
 
-    tables: dict[str, Callable[[], Any]] = {
-        "cmd-flags": lambda: cmd_flags(studio.engine, settings),
-        "samplers": lists.samplers,
-        "schedulers": lists.schedulers,
-        "upscalers": lambda: lists.upscalers(library),
-        "latent-upscale-modes": lists.latent_upscale_modes,
-        "sd-models": lambda: lists.sd_models(library),
-        "sd-vae": lambda: lists.sd_vae(library),
-        "hypernetworks": lambda: lists.hypernetworks(library),
-        "face-restorers": lambda: lists.face_restorers(library),
-        "realesrgan-models": lambda: lists.realesrgan_models(library),
-        "prompt-styles": lambda: lists.prompt_styles(library),
-        "artist-categories": list,
-        "embeddings": lambda: lists.embeddings(library, None),
-        "loras": lambda: lists.loras(library),
-        "memory": lists.memory,
-        "scripts": lambda: {"txt2img": script_names(TextToImage), "img2img": script_names(ImageToImage)},
-        "script-info": script_info,
-        "extensions": list,
-    }
-    for name, table in tables.items():
-        routes.add_api_route(f"/sdapi/v1/{name}", _getter(table), methods=["GET"], name=name)
+    @routes.get("/sdapi/v1/cmd-flags")
+    def flags() -> Fields:
+        return cmd_flags(studio.engine, settings)
+
+    for name in LISTS:
+        get = _getter(name, studio.engine)
+        routes.add_api_route(f"/sdapi/v1/{name}", get, methods=["GET"], name=name)
     for name in ("checkpoints", "vae", "loras", "embeddings"):
         routes.add_api_route(f"/sdapi/v1/refresh-{name}", refresh, methods=["POST"], name=f"refresh-{name}")
 
 
-def _getter(table: Callable[[], Any]) -> Callable[[], Any]:
+def _getter(name: str, engine: Engine) -> Callable[[], Any]:
     """A route function without parameters, as FastAPI reads them off its signature."""
 
     def get() -> Any:
-        return table()
+        return table(name, engine.models.settings)
 
     return get
 
@@ -263,16 +246,13 @@ def _getter(table: Callable[[], Any]) -> Callable[[], Any]:
 def _add_controlnet(routes: APIRouter, studio: Studio, waited: Callable[..., Coroutine[Any, Any, Any]]) -> None:
     library = studio.engine.models.settings
 
-    def models() -> list[str]:
-        return model_names(lists.entries(library, "controlnet", "ip_adapter"))
-
     @routes.get("/controlnet/version")
     def version() -> dict[str, int]:
         return {"version": 3}
 
     @routes.get("/controlnet/model_list")
-    def model_list() -> dict[str, list[str]]:
-        return {"model_list": models()}
+    def model_list() -> Fields:
+        return {"model_list": model_names(library)}
 
     @routes.get("/controlnet/module_list")
     def module_list(alias_names: bool = False) -> Fields:
@@ -280,7 +260,7 @@ def _add_controlnet(routes: APIRouter, studio: Studio, waited: Callable[..., Cor
 
     @routes.get("/controlnet/control_types")
     def types() -> Fields:
-        return {"control_types": control_types(models())}
+        return {"control_types": control_types(library)}
 
     @routes.get("/controlnet/settings")
     def units() -> dict[str, int]:
@@ -288,7 +268,7 @@ def _add_controlnet(routes: APIRouter, studio: Studio, waited: Callable[..., Cor
 
     @routes.post("/controlnet/detect")
     async def detect(body: Detect) -> Fields:
-        answer: Fields = await waited(_detect, studio, body)
+        answer: Fields = await waited(detected, studio, body)
         return answer
 
     @routes.post("/controlnet/render_openpose_json")
@@ -305,62 +285,6 @@ def _add_controlnet(routes: APIRouter, studio: Studio, waited: Callable[..., Cor
     @routes.post("/controlnet/img2img", response_model=Painting, deprecated=True)
     async def old_img2img(body: Img2Img) -> Any:
         return await waited(paint, studio, body)
-
-
-def _interrogated(studio: Studio, body: Interrogate) -> Fields:
-    """A caption. AUTOMATIC1111's other model, deepdanbooru, is not there."""
-    if not body.image:
-        raise HTTPException(404, "Image not found")
-    picture = opened_picture(studio, studio.opened(body.image)).convert("RGB")
-    folder = find_captioner(studio.engine.models.settings) if body.model == "clip" else None
-    if folder is None:
-        hint = "put the folder of a BLIP captioner, as transformers writes it, into a model folder"
-        raise HTTPException(
-            404, f"Model not found: {hint}" if body.model == "clip" else "Model not found; there is clip"
-        )
-    options = studio.options.all()
-    beams, least, most = (options[f"interrogate_clip_{name}"] for name in ("num_beams", "min_length", "max_length"))
-    most = min(max(most, 1), 256)
-    caption = load_captioner(folder, beams=min(max(beams, 1), 16), least=min(max(least, 0), most), most=most)
-    return {"caption": caption(picture)}
-
-
-def _detect(studio: Studio, body: Detect) -> Fields:
-    module = module_named(body.controlnet_module)
-    sources = body.controlnet_input_images or body.controlnet_images
-    if not sources:
-        raise HTTPException(422, "No image selected")
-    options = studio.options.all()
-    size = body.controlnet_processor_res if body.controlnet_processor_res > 0 else 512
-    if not 64 <= size <= 8192:
-        raise HTTPException(422, f"controlnet_processor_res: should be from 64 to 8192, but it is {size}")
-    found = []
-    for source in sources:
-        picture = opened_picture(studio, studio.opened(source)).convert("RGB")
-        image = detected(module, picture, size, body.controlnet_threshold_a, body.controlnet_threshold_b)
-        found.append(encoded(image, None, {**options, "samples_format": "png"}))
-    return {"info": "Success", "images": found}
-
-
-def _with_checkpoint(studio: Studio) -> Fields:
-    """All options; the checkpoint by its title, which is never unset: where none was chosen, it is the default one."""
-    values = studio.options.all()
-    models = studio.engine.models
-    try:
-        entry = models.check(values["sd_model_checkpoint"]) or BUNDLED
-    except DanqingError:  # chosen once, and gone since
-        return values
-    row = lists.sd_model(entry, HashCache(models.settings.data_dir))
-    return values | {"sd_model_checkpoint": row["title"], "sd_checkpoint_hash": row["sha256"] or ""}
-
-
-def _set_options(studio: Studio, values: Fields) -> None:
-    current = _with_checkpoint(studio)
-    changed = {name: value for name, value in values.items() if name not in current or value != current[name]}
-    name = changed.get("sd_model_checkpoint")
-    if isinstance(name, str):
-        check_model(studio.engine, name)
-    studio.options.set(changed)
 
 
 def cmd_flags(engine: Engine, settings: ServeSettings) -> Fields:

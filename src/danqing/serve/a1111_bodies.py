@@ -162,3 +162,20 @@ class Detect(Body):
     controlnet_threshold_b: Number = -1
     controlnet_masks: list[Encoded] = Field(default_factory=list)
     low_vram: bool = False
+
+
+class PosePerson(BaseModel):
+    """A person as OpenPose writes one: X, Y and a confidence for each point; a point below 1 is not there."""
+
+    pose_keypoints_2d: list[Number] | None = Field(None, max_length=54)
+    hand_right_keypoints_2d: list[Number] | None = Field(None, max_length=63)
+    hand_left_keypoints_2d: list[Number] | None = Field(None, max_length=63)
+    face_keypoints_2d: list[Number] | None = Field(None, max_length=300)
+
+
+class Pose(BaseModel):
+    """A picture of people."""
+
+    people: list[PosePerson] = Field(max_length=100)
+    canvas_width: Annotated[int, Field(ge=1, le=8192)]
+    canvas_height: Annotated[int, Field(ge=1, le=8192)]

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import HTTPException
 from PIL import Image
-from pydantic import BaseModel, Field
 
 from danqing.adapters.annotators import find_preprocessor
 from danqing.adapters.pose import PARTS, Person, Point, draw
 from danqing.checkpoints.hashes import legacy_hash
 from danqing.errors import DanqingError
 from danqing.library.folders import Entry
+from danqing.library.settings import Settings
 from danqing.pipeline.controls import INPAINT, module_files
 from danqing.request_parts import REFERENCE
 from danqing.requests import TextToImage, read
-from danqing.serve.a1111_bodies import Number
+from danqing.serve.a1111_bodies import Pose
+from danqing.serve.a1111_library import entries
 from danqing.serve.a1111_options import Fields
 from danqing.vocabulary import MODULES, Module, find_module, quoted
 
@@ -124,9 +125,9 @@ def module_detail() -> dict[str, Any]:
     return details | {name: {"model_free": True, "sliders": [None, fidelity]} for name in REFERENCES}
 
 
-def model_names(entries: list[Entry]) -> list[str]:
+def model_names(library: Settings) -> list[str]:
     """Titles of ControlNets and image adapters, `name [8 digits]`, by which a unit names its model."""
-    return [_title(entry) for entry in entries]
+    return [_title(entry) for entry in entries(library, "controlnet", "ip_adapter")]
 
 
 CONTROL_TYPES: Mapping[str, tuple[str, ...]] = {
@@ -149,9 +150,9 @@ CONTROL_TYPES: Mapping[str, tuple[str, ...]] = {
 """The extension's types, and by which parts of their names modules and models are of them."""
 
 
-def control_types(models: list[str]) -> dict[str, Any]:
+def control_types(library: Settings) -> dict[str, Any]:
     """Modules and models of each type; `All` has all of them."""
-    names = module_names()
+    names, models = module_names(), model_names(library)
     everything = {"module_list": names, "model_list": ["None", *models]}
     types: dict[str, Any] = {"All": {**everything, "default_option": "none", "default_model": "None"}}
     for kind, marks in CONTROL_TYPES.items():
@@ -303,23 +304,6 @@ def detected(module: Module, picture: Image.Image, size: int | None, threshold_a
     request = read(TextToImage, {"controls": [{"model": "none", "module": module.name}]})
     numbers = _thresholds({"threshold_a": threshold_a, "threshold_b": threshold_b}, module)
     return find_preprocessor(module.name, [*module_files(request).values()], **numbers)(picture)
-
-
-class PosePerson(BaseModel):
-    """A person as OpenPose writes one: X, Y and a confidence for each point; a point below 1 is not there."""
-
-    pose_keypoints_2d: list[Number] | None = Field(None, max_length=3 * PARTS)
-    hand_right_keypoints_2d: list[Number] | None = Field(None, max_length=63)
-    hand_left_keypoints_2d: list[Number] | None = Field(None, max_length=63)
-    face_keypoints_2d: list[Number] | None = Field(None, max_length=300)
-
-
-class Pose(BaseModel):
-    """A picture of people."""
-
-    people: list[PosePerson] = Field(max_length=100)
-    canvas_width: Annotated[int, Field(ge=1, le=8192)]
-    canvas_height: Annotated[int, Field(ge=1, le=8192)]
 
 
 def render(pose: Pose) -> Image.Image:

@@ -1,4 +1,7 @@
-"""Routes of two more of AUTOMATIC1111's extensions that its clients call: promptgen and instruct-pix2pix."""
+"""Routes of two more of AUTOMATIC1111's extensions that its clients call: promptgen and instruct-pix2pix.
+
+What comes with torch is imported when it is needed: the studio is there before.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, HTTPException
 from pydantic import Field
 
-from danqing.pipeline.caption import language_models
-from danqing.pipeline.promptgen import Writing, load_writer
 from danqing.serve.a1111_bodies import Body, Encoded, Img2Img, Number
 from danqing.serve.a1111_options import Fields
-from danqing.serve.a1111_paint import Studio, opened_picture, paint
+from danqing.serve.a1111_studio import Studio
 from danqing.vocabulary import quoted
 
 
@@ -56,6 +57,8 @@ def add_extensions(routes: APIRouter, studio: Studio, waited: Callable[..., Coro
 
     @routes.get("/promptgen/list_models")
     def list_models() -> Fields:
+        from danqing.pipeline.caption import language_models
+
         found = language_models(studio.engine.models.settings, "gpt2")
         return {"available_models": [entry.name for entry in found]}
 
@@ -71,6 +74,9 @@ def add_extensions(routes: APIRouter, studio: Studio, waited: Callable[..., Coro
 
 
 def _written(studio: Studio, body: Promptgen) -> Fields:
+    from danqing.pipeline.caption import language_models
+    from danqing.pipeline.promptgen import Writing, load_writer
+
     found = {entry.name: entry.path for entry in language_models(studio.engine.models.settings, "gpt2")}
     if body.model_name not in found:
         there = ", ".join(found) or "none"
@@ -85,6 +91,8 @@ def _written(studio: Studio, body: Promptgen) -> Fields:
 
 def _instructed(studio: Studio, body: Pix2Pix) -> Fields:
     """The picture painted anew from noise, as wide as asked, in its proportions."""
+    from danqing.serve.a1111_paint import opened_picture, paint
+
     if not body.init_images:
         raise HTTPException(404, "Init image not found")
     picture = opened_picture(studio, studio.opened(body.init_images[0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ from danqing.adapters.embedding import tensors
 from danqing.checkpoints.files import TensorFile, open_component, open_file
 from danqing.errors import DanqingError
 from danqing.families import Family
-from danqing.library.content import look
-from danqing.library.folders import Entry, Kind
+from danqing.library.folders import Entry
 from danqing.library.hash_cache import HashCache
-from danqing.library.names import known
 from danqing.library.settings import Settings
 from danqing.pipeline.expand import style_places
 from danqing.pipeline.hires import LATENT_MODES
 from danqing.pipeline.upscale import RESAMPLERS
 from danqing.prompts.styles import all_styles
+from danqing.requests import ImageToImage, TextToImage
+from danqing.serve.a1111_library import UPSCALER_LABELS, entries, stem
+from danqing.serve.a1111_scripts import script_info, script_names
 from danqing.vocabulary import SAMPLERS, SCHEDULERS, Sampler
 
 Row = dict[str, Any]
@@ -74,53 +75,6 @@ def schedulers() -> list[Row]:
         }
         for label, name in names.items()
     ]
-
-
-def entries(settings: Settings, *kinds: Kind) -> list[Entry]:
-    """The models of these kinds, by name; of those in folders that tell no kind the header is read."""
-    found = []
-    for entry in known(settings):
-        kind = entry.kind
-        if kind == "unknown":
-            try:
-                kind = look(entry.path).kind
-            except DanqingError:
-                continue
-        if kind in kinds:
-            found.append(entry)
-    return found
-
-
-def stem(entry: Entry) -> str:
-    """A model's name without its suffix and folders."""
-    name = entry.name.rpartition("/")[2]
-    return name.rpartition(".")[0] if entry.path.is_file() and "." in name else name
-
-
-UPSCALER_LABELS: Mapping[str, str] = {
-    "R-ESRGAN 4x+": "RealESRGAN_x4plus",
-    "R-ESRGAN 4x+ Anime6B": "RealESRGAN_x4plus_anime_6B",
-    "R-ESRGAN 2x+": "RealESRGAN_x2plus",
-    "R-ESRGAN General 4xV3": "realesr-general-x4v3",
-    "R-ESRGAN General WDN 4xV3": "realesr-general-wdn-x4v3",
-    "R-ESRGAN AnimeVideo": "realesr-animevideov3",
-    "ESRGAN_4x": "ESRGAN_4x",
-    "ScuNET GAN": "scunet_color_real_gan",
-    "ScuNET": "scunet_color_real_gan",
-    "ScuNET PSNR": "scunet_color_real_psnr",
-    "SwinIR 4x": "SwinIR_4x",
-    "LDSR": "model",
-}
-"""What AUTOMATIC1111 calls upscalers, and the names of their files."""
-
-
-def upscaler_name(label: str, settings: Settings) -> str:
-    """The name of the file that a label of AUTOMATIC1111's means, where it is there; any other name is itself."""
-    labels = {name.casefold(): file for name, file in UPSCALER_LABELS.items()}
-    file = labels.get(label.strip().casefold())
-    if file is None:
-        return label
-    return file if any(stem(entry).casefold() == file.casefold() for entry in entries(settings, "upscaler")) else label
 
 
 def _upscaler_label(file: str) -> str:
@@ -297,3 +251,30 @@ def _cuda() -> Row:
         },
         "events": {"retries": stats.get("num_alloc_retries", 0), "oom": stats.get("num_ooms", 0)},
     }
+
+
+TABLES: Mapping[str, Callable[[Settings], Any]] = {
+    "samplers": lambda library: samplers(),
+    "schedulers": lambda library: schedulers(),
+    "upscalers": upscalers,
+    "latent-upscale-modes": lambda library: latent_upscale_modes(),
+    "sd-models": sd_models,
+    "sd-vae": sd_vae,
+    "hypernetworks": hypernetworks,
+    "face-restorers": face_restorers,
+    "realesrgan-models": realesrgan_models,
+    "prompt-styles": prompt_styles,
+    "artist-categories": lambda library: [],
+    "embeddings": lambda library: embeddings(library, None),
+    "loras": loras,
+    "memory": lambda library: memory(),
+    "scripts": lambda library: {"txt2img": script_names(TextToImage), "img2img": script_names(ImageToImage)},
+    "script-info": lambda library: script_info(),
+    "extensions": lambda library: [],
+}
+"""What each GET route answers."""
+
+
+def table(name: str, library: Settings) -> Any:
+    """The answer of that route."""
+    return TABLES[name](library)

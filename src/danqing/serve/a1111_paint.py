@@ -6,9 +6,8 @@ import base64
 import html
 import io
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,36 @@ from fastapi import HTTPException
 from PIL import Image
 
 from danqing.errors import DanqingError
-from danqing.library.folders import Entry
+from danqing.library.folders import BUNDLED, Entry
+from danqing.library.hash_cache import HashCache
 from danqing.metadata.files import PictureFile, read_picture
 from danqing.metadata.infotext import infotext
 from danqing.metadata.read import as_infotext, tell
+from danqing.pipeline.caption import find_captioner, load_captioner
 from danqing.pipeline.expand import fix_seeds
 from danqing.pipeline.faces import load_face_detector, load_restorer, restore_faces
 from danqing.pipeline.images import open_picture
 from danqing.pipeline.plot import Place, Plot, sheet
 from danqing.requests import Painting, Upscale, read
 from danqing.serve.a1111_answers import Shown, encoded, info, parameters, png_parameters, shown
-from danqing.serve.a1111_bodies import Extras, ExtrasBatch, ExtrasSingle, Img2Img, Painted, Txt2Img
-from danqing.serve.a1111_controlnet import detected, old_units
-from danqing.serve.a1111_lists import entries, stem, upscaler_name
-from danqing.serve.a1111_options import Fields, Options, plain_json
-from danqing.serve.a1111_requests import Asked, Fetch, data_url, img2img, txt2img
+from danqing.serve.a1111_bodies import (
+    Detect,
+    Extras,
+    ExtrasBatch,
+    ExtrasSingle,
+    Img2Img,
+    Interrogate,
+    Painted,
+    Txt2Img,
+)
+from danqing.serve.a1111_controlnet import detected, module_named, old_units
+from danqing.serve.a1111_library import entries, stem, upscaler_name
+from danqing.serve.a1111_lists import sd_model
+from danqing.serve.a1111_options import Fields, plain_json
+from danqing.serve.a1111_requests import Asked, img2img, txt2img
 from danqing.serve.a1111_script import Layout, Work, apply, arguments_of, script_values
 from danqing.serve.a1111_scripts import apply_alwayson, find_script
-from danqing.serve.a1111_tasks import Tasks
+from danqing.serve.a1111_studio import Studio
 from danqing.serve.accept import check_name, check_picture, decoded, model_roots
 from danqing.serve.engine import Engine
 from danqing.serve.store import Job
@@ -43,20 +54,6 @@ from danqing.vocabulary import find_module, quoted
 OWN_FAULT = "an error of Danqing's own"
 """How the engine begins the error of a job that no request is to blame for."""
 Restore = Callable[[Image.Image], Image.Image]
-
-
-@dataclass(frozen=True, eq=False)
-class Studio:
-    """What the routes share."""
-
-    engine: Engine
-    options: Options
-    fetch: Fetch
-    tasks: Tasks
-
-    def opened(self, encoded_picture: str) -> str:
-        """A body's picture as a data URL."""
-        return data_url(encoded_picture, self.fetch)
 
 
 def paint(studio: Studio, body: Painted) -> Fields:
@@ -359,45 +356,57 @@ def picture_file(studio: Studio, source: str) -> PictureFile:
         return read_picture(path)
 
 
-def progress(studio: Studio, skip_current_image: bool) -> Fields:
-    """The answer to progress: nothing is painted where `progress` is 0 and `job_count` too."""
-    engine = studio.engine
+def interrogated(studio: Studio, body: Interrogate) -> Fields:
+    """A caption. AUTOMATIC1111's other model, deepdanbooru, is not there."""
+    if not body.image:
+        raise HTTPException(404, "Image not found")
+    picture = opened_picture(studio, studio.opened(body.image)).convert("RGB")
+    folder = find_captioner(studio.engine.models.settings) if body.model == "clip" else None
+    if folder is None:
+        hint = "put the folder of a BLIP captioner, as transformers writes it, into a model folder"
+        raise HTTPException(
+            404, f"Model not found: {hint}" if body.model == "clip" else "Model not found; there is clip"
+        )
     options = studio.options.all()
-    now = engine.progress(preview=not skip_current_image and bool(options["live_previews_enable"]))
-    state: Fields = {
-        "skipped": False,
-        "interrupted": False,
-        "stopping_generation": False,
-        "job": "",
-        "job_count": 0,
-        "job_timestamp": "0",
-        "job_no": 0,
-        "sampling_step": 0,
-        "sampling_steps": 0,
-    }
-    if now.job is None:
-        state["job_count"] = engine.store.counts()["queued"]
-        return {
-            "progress": 0.0,
-            "eta_relative": 0.0,
-            "state": state,
-            "current_image": None,
-            "textinfo": now.text or None,
-        }
-    job = engine.job(now.job)
-    size = max(int(job.request.get("batch_size") or 1), 1)
-    state |= {
-        "job": f"{job.kind} {job.id}",
-        "job_count": max(-(-job.total // size), 1),
-        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.started or job.created)),
-        "job_no": now.picture // size,
-        "sampling_step": now.step,
-        "sampling_steps": now.steps,
-    }
-    return {
-        "progress": min(max(now.share, 0.01), 1.0),
-        "eta_relative": now.left or 0.0,
-        "state": state,
-        "current_image": encoded(now.preview, None, {**options, "samples_format": "png"}) if now.preview else None,
-        "textinfo": now.text or None,
-    }
+    beams, least, most = (options[f"interrogate_clip_{name}"] for name in ("num_beams", "min_length", "max_length"))
+    most = min(max(most, 1), 256)
+    caption = load_captioner(folder, beams=min(max(beams, 1), 16), least=min(max(least, 0), most), most=most)
+    return {"caption": caption(picture)}
+
+
+def detect(studio: Studio, body: Detect) -> Fields:
+    module = module_named(body.controlnet_module)
+    sources = body.controlnet_input_images or body.controlnet_images
+    if not sources:
+        raise HTTPException(422, "No image selected")
+    options = studio.options.all()
+    size = body.controlnet_processor_res if body.controlnet_processor_res > 0 else 512
+    if not 64 <= size <= 8192:
+        raise HTTPException(422, f"controlnet_processor_res: should be from 64 to 8192, but it is {size}")
+    found = []
+    for source in sources:
+        picture = opened_picture(studio, studio.opened(source)).convert("RGB")
+        image = detected(module, picture, size, body.controlnet_threshold_a, body.controlnet_threshold_b)
+        found.append(encoded(image, None, {**options, "samples_format": "png"}))
+    return {"info": "Success", "images": found}
+
+
+def all_options(studio: Studio) -> Fields:
+    """All options; the checkpoint by its title, which is never unset: where none was chosen, it is the default one."""
+    values = studio.options.all()
+    models = studio.engine.models
+    try:
+        entry = models.check(values["sd_model_checkpoint"]) or BUNDLED
+    except DanqingError:  # chosen once, and gone since
+        return values
+    row = sd_model(entry, HashCache(models.settings.data_dir))
+    return values | {"sd_model_checkpoint": row["title"], "sd_checkpoint_hash": row["sha256"] or ""}
+
+
+def set_options(studio: Studio, values: Fields) -> None:
+    current = all_options(studio)
+    changed = {name: value for name, value in values.items() if name not in current or value != current[name]}
+    name = changed.get("sd_model_checkpoint")
+    if isinstance(name, str):
+        check_model(studio.engine, name)
+    studio.options.set(changed)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from danqing.metadata.told import UNRECORDED
 from danqing.requests import ImageToImage, Inpaint, Painting, TextToImage
 from danqing.serve.a1111_bodies import Img2Img, Painted, Txt2Img
 from danqing.serve.a1111_options import Fields, request_fields
+from danqing.serve.a1111_studio import Fetch, data_url
 from danqing.vocabulary import (
     SAMPLERS,
     SCHEDULERS,
@@ -29,9 +28,6 @@ from danqing.vocabulary import (
     quoted,
     split_combined,
 )
-
-Fetch = Callable[[str], str]
-"""The data URL of the picture at an http(s) URL; raises HTTPException where that is not allowed."""
 
 _AS_THEY_ARE = (
     "prompt", "negative_prompt", "seed", "batch_size", "n_iter", "steps", "cfg_scale", "width", "height", "eta",
@@ -53,20 +49,6 @@ class Asked:
     images: tuple[str, ...] = ()
     """Data URLs of the pictures to begin with; each is a request of its own."""
     notes: tuple[str, ...] = ()
-
-
-def data_url(encoded: str, fetch: Fetch) -> str:
-    """A picture as a body gives it -> its data URL. What is neither base64 nor a URL is refused: it is never a path."""
-    if encoded.startswith(("http://", "https://")):
-        return fetch(encoded)
-    _head, comma, data = encoded.partition(",") if encoded.startswith("data:") else ("", "", encoded)
-    if (encoded.startswith("data:") and not comma) or not data.strip():
-        raise HTTPException(400, "Invalid encoded image")
-    try:
-        plain = base64.b64decode("".join(data.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise HTTPException(400, "Invalid encoded image") from None
-    return "data:image/png;base64," + base64.b64encode(plain).decode()
 
 
 def txt2img(body: Txt2Img, options: Mapping[str, Any], settings: Settings) -> Asked:

@@ -22,11 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from danqing.errors import DanqingError
-from danqing.pipeline.outputs import parse_size
 from danqing.requests import ImageToImage, Inpaint, Painting, TextToImage, read
 from danqing.serve.a1111_answers import shown
 from danqing.serve.a1111_options import OPTIONS
-from danqing.serve.a1111_paint import check_model, finished, submitted
+from danqing.serve.a1111_studio import late
 from danqing.serve.accept import check_picture
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.settings import ServeSettings
@@ -37,6 +36,7 @@ WAITING = 1024
 """Requests that may wait for their pictures at once, each in a thread of its own."""
 THEIRS = ("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "chatgpt-image-latest")
 """OpenAI's own models, which programs name unasked: the default model stands for them."""
+check_model, submitted, finished = (late("a1111_paint", name) for name in ("check_model", "submitted", "finished"))
 _TYPES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
@@ -172,6 +172,8 @@ def _fields(body: Generation) -> Fields:
         raise HTTPException(400, "stream: is not offered here; /api/v1 tells of every step by server-sent events")
     if body.background == "transparent":
         raise HTTPException(400, "background: pictures are opaque; leave it out")
+    from danqing.pipeline.outputs import parse_size  # torch comes with it
+
     size = parse_size(body.size) if body.size not in (None, "", "auto") else {}
     model = None if body.model in ("", *THEIRS) else body.model
     given = {"model": model, "seed": body.seed, "steps": body.steps, "cfg_scale": body.cfg_scale, "n_iter": body.n}
