@@ -55,6 +55,12 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16", rich_help_panel=STUDIO)
     ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            "--batch", min=1, max=64, help="jobs alike but for prompt and seed in a run", rich_help_panel=STUDIO
+        ),
+    ] = 1,
     page: Annotated[bool, typer.Option("--page/--no-page", help="the web page", rich_help_panel=STUDIO)] = True,
     autolaunch: Annotated[
         bool, typer.Option("--autolaunch", help="open the page in the browser", rich_help_panel=STUDIO)
@@ -202,7 +208,7 @@ def serve(
         dtype=dtype or given.get("dtype"),
     )
     models.check(None)  # before anything is opened
-    engine = open_engine(data, models, url=database, rules=Rules(waiting=max_waiting, urls=allow_urls))
+    engine = open_engine(data, models, url=database, rules=Rules(waiting=max_waiting, urls=allow_urls), batch=batch)
 
     def ready(url: str) -> None:
         typer.echo(f"the studio is open at {url}")

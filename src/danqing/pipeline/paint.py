@@ -154,7 +154,7 @@ def _batches(request: Painting, studio: Studio, safety_checker: bool) -> Generat
             notes.append(line)
             say(line)
 
-    resolved, files = _resolved(request, studio)
+    resolved, files = resolved_request(request, studio)
     for line in resolved.notes:
         note(line)
     dressed = dress(resolved.request, with_prompt_loras(replace(studio, note=note), resolved.request))
@@ -192,8 +192,8 @@ def _batches(request: Painting, studio: Studio, safety_checker: bool) -> Generat
         yield Progress(batch, batches, painter.count, painter.count, latents, clean, tuple(pictures))
 
 
-def _resolved(request: Painting, studio: Studio) -> tuple[ResolvedRequest, dict[str, str | None]]:
-    """The resolved request, and the paths of the files that take part, by the record's field."""
+def resolved_request(request: Painting, studio: Studio) -> tuple[ResolvedRequest, dict[str, str | None]]:
+    """The request resolved for the studio's model, and the paths of the files that take part, by the record's field."""
     model = studio.model
     vae = Reference(name=Path(model.vae_path).name) if model.vae_path else None
     source = studio.pictures.get("image")

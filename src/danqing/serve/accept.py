@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -81,6 +82,36 @@ PLAIN = frozenset(
 
 `styles` and `module` could: `_check_text` looks at them for themselves.
 """
+APART = frozenset({"prompt", "negative_prompt", "seed", "template"})
+"""Fields in which requests may differ that share a run..."""
+SHARED = frozenset(
+    {
+        "cfg_scale",
+        "clip_skip",
+        "dialect",
+        "discard_penultimate",
+        "emphasis",
+        "eta",
+        "eta_noise_seed_delta",
+        "guidance_rescale",
+        "height",
+        "model",
+        "noise_source",
+        "rho",
+        "s_churn",
+        "s_noise",
+        "s_tmax",
+        "s_tmin",
+        "sampler_name",
+        "scheduler",
+        "sigma_max",
+        "sigma_min",
+        "steps",
+        "vae",
+        "width",
+    }
+)
+"""... and those that they have in common; with any other field set a request is painted alone."""
 FORMATS = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JXL", "MPO"})
 """Formats of pictures that are opened, by Pillow's names: those that hold pixels and nothing else."""
 _TAG = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:([^:>]*)|embedding:([^\s,)>\]]+)", re.IGNORECASE)
@@ -120,6 +151,8 @@ class Accepted:
     total: int
     inputs: tuple[str, ...]
     """Names of the files in `inputs` that it needs."""
+    share: str | None = None
+    """What it has in common with jobs that may be painted in one run with it; None is painted alone."""
 
 
 def accept(
@@ -168,7 +201,20 @@ def accept(
         tuple(part.model_dump(mode="json", exclude_unset=True) for part in parts),
         total,
         tuple(inputs),
+        share_key(parts[0]) if total == 1 else None,
     )
+
+
+def share_key(request: Painting) -> str | None:
+    """The same for requests that differ in prompts and seed alone, where they are plain; None for any other."""
+    fields = request.model_dump(mode="json", exclude_defaults=True)
+    prompts = request.prompt + request.negative_prompt
+    if not isinstance(request, TextToImage) or request.dialect not in ("danqing", "a1111"):
+        return None
+    if fields.keys() - SHARED - APART or "<" in prompts or "embedding:" in prompts:
+        return None
+    common = {name: value for name, value in fields.items() if name in SHARED}
+    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()
 
 
 def read_part(kind: str, fields: Mapping[str, Any], folder: Path) -> BaseModel:

@@ -29,7 +29,7 @@ from danqing.requests import ResolvedRequest
 from danqing.serve.accept import Rules, accept
 from danqing.serve.cache import ModelCache
 from danqing.serve.store import Job, NewPicture, State, Store, Stored
-from danqing.serve.work import Finished, Paint, Tick
+from danqing.serve.work import Finished, Paint, Sharing, Tick
 
 log = logging.getLogger("danqing.serve")
 
@@ -86,19 +86,25 @@ class Engine:
         paint: Paint | None = None,
         *,
         rules: Rules | None = None,
+        batch: int = 1,
+        sharing: Sharing | None = None,
     ) -> None:
-        """`paint` is `serve.painter`'s unless given; `rules` say what requests may have (`serve.accept`).
+        """`paint` and `sharing` are `serve.painter`'s unless given; `rules` say what requests may have (`serve.accept`).
+
+        `batch` jobs of one picture each, that are alike but for prompt and seed, are painted in one run.
 
         Raises DanqingError where another studio has the folder.
         """
         self.store, self.folder, self.models = store, folder.absolute(), models
         self.rules = rules or Rules()
         self._lock_file = _locked(self.folder)
-        self._paint = paint
+        self._paint, self._sharing, self._batch = paint, sharing, batch
         self._bell = threading.Condition()
         self._thread: threading.Thread | None = None
         self._order: Literal["interrupt", "skip", "cancel", "stop"] | None = None
         self._current: Job | None = None
+        self._riders: dict[str, Job] = {}
+        self._left: dict[str, Literal["interrupt", "skip", "cancel"]] = {}
         self._tick: Tick | None = None
         self._have = 0
         self._began, self._began_share = 0.0, 0.0
@@ -145,7 +151,14 @@ class Engine:
             raise QueueFull(f"queue: {waiting} jobs wait already; try again when some are done")
         taken = accept(request, self.rules, self.folder, self._gallery_file, self.models)
         job = self.store.add_job(
-            taken.kind, taken.request, taken.parts, taken.total, origin=origin, priority=priority, inputs=taken.inputs
+            taken.kind,
+            taken.request,
+            taken.parts,
+            taken.total,
+            origin=origin,
+            priority=priority,
+            inputs=taken.inputs,
+            share=taken.share,
         )
         self._emit("queued", job.id, kind=job.kind, total=job.total, origin=origin)
         with self._bell:
@@ -229,6 +242,7 @@ class Engine:
         with self._bell:
             current, tick, have = self._current, self._tick, self._have
             began, began_share, paused = self._began, self._began_share, self._paused
+            current = self._riders.get(identity or "", current)
         if identity is not None and (current is None or current.id != identity):
             return self._not_painted(self.store.job(identity))
         if current is None:
@@ -321,13 +335,107 @@ class Engine:
                     self._bell.wait(1.0)
                 if self._closing:
                     return
-            job = self.store.start_next()
-            if job is None:
+            try:
+                self._next()
+            except Exception:
+                # the database, say, on a full disk: what was running waits again, and the thread lives on
+                log.exception("the queue could not be worked on")
                 with self._bell:
-                    if not self._closing:
-                        self._bell.wait(1.0)
-                continue
+                    self._current = self._tick = self._order = None
+                    self._riders = {}
+                    self._bell.wait(5.0)
+                with suppress(Exception):
+                    self.store.requeue_running()
+
+    def _next(self) -> None:
+        job = self.store.start_next()
+        if job is None:
+            with self._bell:
+                if not self._closing:
+                    self._bell.wait(1.0)
+            return
+        alike = self.store.start_alike(job, self._batch - 1) if self._batch > 1 else ()
+        if alike:
+            self._together((job, *alike))
+        else:
             self._one(job)
+
+    def _together(self, jobs: Sequence[Job]) -> None:
+        """Paint jobs of one picture each in one run. Where that does not go, each waits again, to be painted by itself."""
+        with self._bell:
+            self._current, self._tick, self._order = jobs[0], None, "stop" if self._closing else None
+            self._riders, self._left = {job.id: job for job in jobs[1:]}, {}
+            self._have, self._began, self._began_share = 0, time.monotonic(), 0.0
+        for job in jobs:
+            self._emit("started", job.id)
+        try:
+            self._painted_together(jobs)
+        except Exception as problem:
+            # whose fault it is shows when each is painted alone
+            log.info("jobs are painted one by one after all: %s", type(problem).__name__)
+            self.store.put_back([job.id for job in jobs], alone=True)
+        with self._bell:
+            self._totals["painting_seconds"] += time.monotonic() - self._began
+            self._current = self._tick = self._order = None
+            self._riders, self._left = {}, {}
+            self._bell.notify_all()
+
+    def _painted_together(self, jobs: Sequence[Job]) -> None:
+        notes: list[list[str]] = [list(job.notes) for job in jobs]
+        waiting = {job.id: number for number, job in enumerate(jobs)}
+
+        def note(number: int, line: str) -> None:
+            if line not in notes[number]:
+                notes[number].append(line)
+                self._emit("note", jobs[number].id, text=line)
+
+        if self._sharing is None:
+            from danqing.serve.painter import sharing  # torch comes with it
+
+            self._sharing = sharing(self.models, self._batch)
+        ticks = self._sharing.paint(jobs, note)
+        try:
+            for tick in ticks:
+                with self._bell:
+                    self._tick = None if tick.finished else tick
+                    self._totals["steps"] += 1
+                    self._totals["pictures"] += len(tick.finished)
+                for identity, number in waiting.items():
+                    share, step, steps = tick.step / max(tick.steps, 1), tick.step, tick.steps
+                    self._emit("progress", identity, share=share, step=step, steps=steps, picture=0, pictures=1)
+                    if tick.finished:
+                        file = self._write(jobs[number], tick.finished[number])
+                        (stored,) = self.store.record(identity, [file], notes=notes[number], state="done")
+                        self._emit("picture", identity, id=stored.id, index=0)
+                        self._emit("ended", identity, state="done", error=None)
+                if tick.finished or self._ordered_together(jobs, waiting):
+                    return
+        finally:
+            close = getattr(ticks, "close", None)
+            if close is not None:
+                close()
+
+    def _ordered_together(self, jobs: Sequence[Job], waiting: dict[str, int]) -> bool:
+        """Let those go that were ordered to; returns whether nobody waits for the run any more."""
+        with self._bell:
+            while self._paused and self._order is None and not self._left:
+                self._bell.wait(1.0)
+            order, self._order = self._order, None
+            left, self._left = dict(self._left), {}
+        if order == "stop":
+            self.store.put_back(list(waiting), alone=False)
+            for identity in waiting:
+                self._emit("queued", identity)
+            return True
+        if order is not None:
+            left[jobs[0].id] = order
+        ends: Mapping[str, State] = {"cancel": "cancelled", "interrupt": "interrupted", "skip": "done"}
+        for identity in left.keys() & waiting.keys():
+            del waiting[identity]
+            skipped = (0,) if left[identity] == "skip" else None
+            self.store.record(identity, skipped=skipped, state=ends[left[identity]])
+            self._emit("ended", identity, state=ends[left[identity]], error=None)
+        return not waiting
 
     def _one(self, job: Job) -> None:
         with self._bell:
@@ -441,9 +549,13 @@ class Engine:
 
     def _command(self, order: Literal["interrupt", "skip", "cancel"], identity: str | None) -> None:
         with self._bell:
-            if self._current is not None and identity in (None, self._current.id) and self._order != "stop":
+            if self._current is None or self._order == "stop":
+                return
+            if identity in (None, self._current.id):
                 self._order = order
-                self._bell.notify_all()
+            elif identity in self._riders:
+                self._left[identity] = order
+            self._bell.notify_all()
 
     def _changed(self, job: Job) -> Job:
         self._emit("changed", job.id, priority=job.priority)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,14 @@ from danqing.pipeline.extras import Enhance, enhancer, postprocessed
 from danqing.pipeline.models import Say
 from danqing.pipeline.paint import stream
 from danqing.pipeline.picture import platform_of
-from danqing.requests import Painting, Upscale
+from danqing.pipeline.together import stream_together
+from danqing.requests import Painting, TextToImage, Upscale
 from danqing.serve.accept import read_part
 from danqing.serve.cache import Held, ModelCache
 from danqing.serve.memo import Memo
 from danqing.serve.preview import colours, preview
 from danqing.serve.store import Job
-from danqing.serve.work import Enlarge, Finished, Paint, Tick
+from danqing.serve.work import Enlarge, Finished, Paint, Sharing, Tick
 
 PROMPTS = 512
 """Encoded prompts that a model keeps, about, before it begins anew."""
@@ -52,6 +53,28 @@ def painter(models: ModelCache, folder: Path) -> Paint:
             offset += count
 
     return paint
+
+
+def sharing(models: ModelCache, most: int) -> Sharing:
+    """Paints jobs of one picture each in one run, `most` at a time."""
+
+    def paint(jobs: Sequence[Job], note: Callable[[int, str], None]) -> Iterator[Tick]:
+        requests = [read_part(job.kind, job.parts[0], Path()) for job in jobs]
+        first = requests[0]
+        assert isinstance(first, TextToImage)
+        held = models.get(first.model, first.vae)
+        factors = _colours(held)
+        plain = [request for request in requests if isinstance(request, TextToImage)]
+        with closing(stream_together(plain, held.model, cache=held.prompts, say=note)) as events:
+            for event in events:
+                shown = partial(preview, event.clean, factors)
+                finished = tuple(
+                    Finished(0, picture.image, (record := picture.record), infotext(record))
+                    for picture in event.pictures
+                )
+                yield Tick(0, 1, event.step, event.steps, shown, finished)
+
+    return Sharing(most, paint)
 
 
 def missing(size: int, batches: int, have: frozenset[int]) -> Iterator[tuple[int, int, int]]:

@@ -43,6 +43,8 @@ from danqing.vocabulary import quoted
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 OPEN: tuple[State, ...] = ("queued", "running")
+ATTEMPTS = 10
+"""So often a job is begun without a picture before it is given up."""
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")
 
 
@@ -181,6 +183,8 @@ _JOBS = Table(
     Column("error", Text),
     Column("notes", Text, nullable=False),
     Column("skipped", Text, nullable=False),
+    Column("share", String(64), index=True),  # what jobs that may share a run have in common
+    Column("attempts", Integer, nullable=False),  # begun so often without a picture
     sqlite_autoincrement=True,
 )
 _INPUTS = Table(
@@ -272,8 +276,12 @@ class Store:
         origin: str,
         priority: int = 0,
         inputs: Iterable[str] = (),
+        share: str | None = None,
     ) -> Job:
-        """Put a job at its priority's end of the queue; it is on disk when this returns. `inputs` are its pictures' files."""
+        """Put a job at its priority's end of the queue; it is on disk when this returns. `inputs` are its pictures' files.
+
+        Jobs of one `share` may be painted in one run.
+        """
         identity = secrets.token_hex(16)
         with self.engine.begin() as connection:
             last = connection.scalar(select(func.max(_JOBS.c.place)))
@@ -291,6 +299,8 @@ class Store:
                     created=time.time(),
                     notes="[]",
                     skipped="[]",
+                    share=share,
+                    attempts=0,
                 )
             )
             for name in sorted(set(inputs)):
@@ -328,8 +338,20 @@ class Store:
             identity = connection.scalar(first)
             if identity is None:
                 return None
-            _change(connection, identity, state="running", started=func.coalesce(_JOBS.c.started, time.time()))
+            _start(connection, identity)
             return _job(connection, identity)
+
+    def start_alike(self, first: Job, most: int) -> tuple[Job, ...]:
+        """Take at most so many more jobs of its priority that may share a run with `first`: they are running, too."""
+        with self.engine.begin() as connection:
+            share = select(_JOBS.c.share).where(_JOBS.c.id == first.id).scalar_subquery()
+            alike = select(_JOBS.c.id).where(
+                _JOBS.c.state == "queued", _JOBS.c.share == share, _JOBS.c.priority == first.priority
+            )
+            ids = connection.scalars(alike.order_by(*_queue_order()).limit(most)).all()
+            for identity in ids:
+                _start(connection, identity)
+            return tuple(_job(connection, identity) for identity in ids)
 
     def record(
         self,
@@ -353,6 +375,8 @@ class Store:
                 changes["skipped"] = _dumped(sorted(skipped))
             if state is not None:
                 changes |= {"state": state, "error": error, "ended": time.time() if state in ENDED else None}
+            if pictures or state == "queued":
+                changes["attempts"] = 0
             if changes:
                 _change(connection, identity, **changes)
             return _stored(connection, select(_PICTURES).where(_PICTURES.c.number.in_(new)).order_by(_PICTURES.c.index))
@@ -364,12 +388,27 @@ class Store:
             connection.execute(ours.values(state=state, ended=time.time()))
             return _job(connection, identity)
 
-    def requeue_running(self) -> tuple[Job, ...]:
-        """What was running when the last process ended waits again, at its old place."""
+    def put_back(self, identities: Sequence[str], *, alone: bool) -> None:
+        """Jobs that were taken wait again at their old places; `alone` never again shares a run."""
+        values: dict[str, Any] = {"state": "queued", "attempts": 0, **({"share": None} if alone else {})}
         with self.engine.begin() as connection:
-            ids = connection.scalars(select(_JOBS.c.id).where(_JOBS.c.state == "running")).all()
-            connection.execute(update(_JOBS).where(_JOBS.c.id.in_(ids)).values(state="queued"))
-            return tuple(_job(connection, identity) for identity in ids)
+            taken = update(_JOBS).where(_JOBS.c.id.in_(identities), _JOBS.c.state == "running")
+            connection.execute(taken.values(**values))
+
+    def requeue_running(self) -> tuple[Job, ...]:
+        """What was running when the last process ended waits again, at its old place.
+
+        A job that was begun `ATTEMPTS` times without a picture is what ends the process: it fails.
+        """
+        with self.engine.begin() as connection:
+            rows = connection.execute(select(_JOBS.c.id, _JOBS.c.attempts).where(_JOBS.c.state == "running")).all()
+            for row in rows:
+                if row.attempts < ATTEMPTS:
+                    _change(connection, row.id, state="queued")
+                else:
+                    error = f"the server ended {row.attempts} times while this was painted; ask again to try again"
+                    _change(connection, row.id, state="failed", ended=time.time(), error=error)
+            return tuple(_job(connection, row.id) for row in rows)
 
     def set_priority(self, identity: str, priority: int) -> Job:
         """Raises NotFound where there is no such job."""
@@ -573,6 +612,11 @@ def _change(connection: Connection, identity: str, **values: Any) -> None:
         raise NotFound(f"job: there is none with the id {quoted(identity)}")
 
 
+def _start(connection: Connection, identity: str) -> None:
+    started = func.coalesce(_JOBS.c.started, time.time())
+    _change(connection, identity, state="running", started=started, attempts=_JOBS.c.attempts + 1)
+
+
 def _job(connection: Connection, identity: str) -> Job:
     row = connection.execute(select(_JOBS).where(_JOBS.c.id == identity)).first()
     if row is None:
@@ -582,7 +626,8 @@ def _job(connection: Connection, identity: str) -> Job:
 
 def _as_job(row: Row[Any]) -> Job:
     values = dict(row._mapping)
-    values.pop("number")
+    for name in ("number", "share", "attempts"):
+        values.pop(name)
     values["request"] = json.loads(values["request"])
     for name in ("parts", "notes", "skipped"):
         values[name] = tuple(json.loads(values[name]))

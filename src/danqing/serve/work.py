@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -55,3 +55,16 @@ Paint = Callable[[Job, frozenset[int], Callable[[str], None]], Iterator[Tick]]
 
 Closing the iterator stops after the step. It raises DanqingError for what the person can mend.
 """
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How jobs of one picture each are painted in one run of the sampler."""
+
+    most: int
+    """Jobs in a run."""
+    paint: Callable[[Sequence[Job], Callable[[int, str], None]], Iterator[Tick]]
+    """(jobs, told of notes with the number of the job) -> ticks, the last with a picture for each job, in order.
+
+    It raises where they are to be painted one by one after all.
+    """
