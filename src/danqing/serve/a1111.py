@@ -179,7 +179,8 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
 
     @routes.post("/sdapi/v1/interrogate")
     async def interrogate(body: Interrogate) -> Fields:
-        return await waited(interrogated, studio, body)
+        answer: Fields = await waited(interrogated, studio, body)
+        return answer
 
     @routes.get("/sdapi/v1/progress", response_model=ProgressAnswer)
     def progress_route(skip_current_image: bool = False) -> Any:
@@ -196,7 +197,8 @@ def router(engine: Engine, settings: ServeSettings) -> APIRouter:
 
     @routes.get("/sdapi/v1/options")
     def get_options() -> Fields:
-        return all_options(studio)
+        values: Fields = all_options(studio)
+        return values
 
     @routes.post("/sdapi/v1/options")
     def post_options(values: Fields) -> None:
