@@ -18,7 +18,8 @@ from danqing.serve.accept import Rules
 from danqing.serve.app import create_app
 from danqing.serve.engine import Engine
 from danqing.serve.settings import ServeSettings
-from danqing.serve.store import Query, phrases, spaced
+from danqing.serve.store import Query
+from danqing.serve.tables import phrases, spaced
 from studio import STEPS, fake_studio
 
 BASE = "http://127.0.0.1:7860"

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
+import anyio
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from PIL import Image
@@ -218,9 +219,9 @@ def _add_jobs(api: APIRouter, engine: Engine) -> None:
         return [_job_out(job) for job in engine.jobs(state, limit, offset)]
 
     @api.get("/jobs/{job}", tags=["jobs"], summary="One job")
-    def job(job: Identity, wait: Annotated[float, Query(ge=0, le=60)] = 0.0) -> JobOut:
+    async def job(job: Identity, wait: Annotated[float, Query(ge=0, le=60)] = 0.0) -> JobOut:
         """With `wait` it answers when the job is over, or after so many seconds."""
-        return _job_out(engine.wait(job, wait) if wait else engine.job(job))
+        return _job_out(await _waited(engine, job, wait))
 
     @api.get("/jobs/{job}/pictures", tags=["jobs"], summary="What it has painted so far")
     def pictures(job: Identity) -> list[PictureOut]:
@@ -284,7 +285,7 @@ def _add_jobs(api: APIRouter, engine: Engine) -> None:
 
 
 def _add_gallery(api: APIRouter, engine: Engine, settings: ServeSettings) -> None:
-    store = engine.store
+    store, small = engine.store, lru_cache(maxsize=512)(_thumbnail)
 
     @api.get("/pictures", tags=["gallery"], summary="Search the gallery")
     def search(
@@ -319,7 +320,7 @@ def _add_gallery(api: APIRouter, engine: Engine, settings: ServeSettings) -> Non
     @api.get("/pictures/{picture}/thumbnail", tags=["gallery"], summary="A small one", response_class=Response)
     def thumbnail(picture: Identity, side: Annotated[int, Query(ge=16, le=1024)] = 256) -> Response:
         stored = store.picture(picture)
-        return Response(_thumbnail(engine.path(stored), side), media_type="image/webp", headers=_FOREVER)
+        return Response(small(engine.path(stored), side), media_type="image/webp", headers=_FOREVER)
 
     @api.get("/pictures/{picture}/request", tags=["gallery"], summary="How it was made")
     def request(picture: Identity) -> dict[str, Any]:
@@ -451,6 +452,19 @@ async def _events(engine: Engine, first: Job | None, previews: bool) -> AsyncIte
                 return
 
 
+async def _waited(engine: Engine, identity: str, seconds: float) -> Job:
+    """The job once it is over, or after so many seconds; no thread is kept meanwhile."""
+    async with engine.alisten(identity) as events:
+        job = await run_in_threadpool(engine.job, identity)
+        if job.over or not seconds:
+            return job
+        with anyio.move_on_after(seconds):
+            async for event in events:
+                if event is not None and event.name == "ended":
+                    break
+    return await run_in_threadpool(engine.job, identity)
+
+
 def _event(name: str, data: Mapping[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
@@ -481,7 +495,6 @@ def _png(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-@lru_cache(maxsize=512)
 def _thumbnail(path: FilePath, side: int) -> bytes:
     """WebP; a picture's file never changes, so that it is made once."""
     with Image.open(path) as image:

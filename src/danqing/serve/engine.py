@@ -6,17 +6,14 @@ before its row, and its row and its job's state are one commit; a picture that h
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import logging
 import os
-import queue
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,26 +25,15 @@ from danqing.metadata.files import save
 from danqing.requests import ResolvedRequest
 from danqing.serve.accept import Rules, accept
 from danqing.serve.cache import ModelCache
+from danqing.serve.events import Event, Happening, Listeners
 from danqing.serve.store import Job, NewPicture, State, Store, Stored
 from danqing.serve.work import Finished, Paint, Sharing, Tick
 
 log = logging.getLogger("danqing.serve")
 
-Happening = Literal["queued", "started", "progress", "picture", "note", "ended", "changed", "paused", "resumed"]
-_BACKLOG = 256
-"""Events that wait for one slow listener before the oldest are dropped."""
 _BIN_DAYS = 30
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a job."""
-
-    name: Happening
-    job: str
-    """Its id; empty where the whole queue is meant."""
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """Plain values, as JSON has them."""
+_LOOK = 5.0
+"""Seconds after which a job that is waited for is looked at, whether or not anything was told of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +95,7 @@ class Engine:
         self._have = 0
         self._began, self._began_share = 0.0, 0.0
         self._paused = self._closing = False
-        self._listeners: list[Callable[[Event], None]] = []
+        self._listeners = Listeners()
         self._totals = {"pictures": 0.0, "steps": 0.0, "failures": 0.0, "painting_seconds": 0.0}
         self._recover()
 
@@ -127,6 +113,7 @@ class Engine:
             if self._current is not None:
                 self._order = "stop"
             self._bell.notify_all()
+        self._listeners.close()
         if self._thread is not None:
             self._thread.join(timeout)
         self.store.close()
@@ -187,12 +174,12 @@ class Engine:
     def wait(self, identity: str, timeout: float | None = None) -> Job:
         """The job once it is over, or as it is after `timeout` seconds."""
         ends = None if timeout is None else time.monotonic() + timeout
-        with self._bell:
+        with self._listeners.ending(identity) as over:
             while not (job := self.store.job(identity)).over and not self._closing:
                 left = None if ends is None else ends - time.monotonic()
                 if left is not None and left <= 0:
                     break
-                self._bell.wait(1.0 if left is None else min(left, 1.0))
+                over.wait(_LOOK if left is None else min(left, _LOOK))
         return job
 
     def cancel(self, identity: str) -> Job:
@@ -270,61 +257,13 @@ class Engine:
 
     # events
 
-    @contextmanager
-    def listen(self, identity: str | None = None) -> Iterator[Iterator[Event | None]]:
+    def listen(self, identity: str | None = None) -> AbstractContextManager[Iterator[Event | None]]:
         """`with engine.listen() as events`: what happens from now on, to one job or all; None after a quiet second."""
-        waiting: queue.Queue[Event] = queue.Queue()
+        return self._listeners.listen(identity)
 
-        def hear(event: Event) -> None:
-            if identity in (None, event.job) or not event.job:
-                waiting.put(event)
-
-        def events() -> Iterator[Event | None]:
-            while True:
-                try:
-                    yield waiting.get(timeout=1.0)
-                except queue.Empty:
-                    yield None
-
-        self._listeners.append(hear)
-        try:
-            yield events()
-        finally:
-            self._listeners.remove(hear)
-
-    @asynccontextmanager
-    async def alisten(self, identity: str | None = None) -> AsyncIterator[AsyncIterator[Event | None]]:
-        """The same for asyncio, `async with`. Of a listener that is too slow the oldest progress is dropped first."""
-        loop = asyncio.get_running_loop()
-        waiting: deque[Event] = deque()
-        bell = asyncio.Event()
-
-        def put(event: Event) -> None:
-            if len(waiting) >= _BACKLOG:
-                waiting.remove(next((each for each in waiting if each.name == "progress"), waiting[0]))
-            waiting.append(event)
-            bell.set()
-
-        def hear(event: Event) -> None:
-            if identity in (None, event.job) or not event.job:
-                with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(put, event)
-
-        async def events() -> AsyncIterator[Event | None]:
-            while not self._closing:
-                while waiting:
-                    yield waiting.popleft()
-                bell.clear()
-                try:
-                    await asyncio.wait_for(bell.wait(), 1.0)
-                except TimeoutError:
-                    yield None
-
-        self._listeners.append(hear)
-        try:
-            yield events()
-        finally:
-            self._listeners.remove(hear)
+    def alisten(self, identity: str | None = None) -> AbstractAsyncContextManager[AsyncIterator[Event | None]]:
+        """The same for asyncio, `async with`; it ends with the engine."""
+        return self._listeners.alisten(identity)
 
     # the worker
 
@@ -573,9 +512,7 @@ class Engine:
     def _emit(self, name: Happening, job: str, **data: Any) -> None:
         level = logging.DEBUG if name == "progress" else logging.INFO
         log.log(level, "%s %s", name, job, extra={"event": name, "job": job, "data": data})
-        event = Event(name, job, data)
-        for listener in list(self._listeners):
-            listener(event)
+        self._listeners.tell(Event(name, job, data))
 
     def _gallery_file(self, identity: str) -> Path:
         return self.path(self.store.picture(identity))

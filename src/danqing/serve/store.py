@@ -14,18 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sqlalchemy import (
-    Boolean,
-    Column,
     Connection,
-    Float,
-    ForeignKey,
-    Integer,
-    MetaData,
     Row,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
     create_engine,
     delete,
     event,
@@ -39,6 +29,19 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.sql import ColumnElement, Select
 
 from danqing.errors import DanqingError
+from danqing.serve.tables import (
+    INPUTS,
+    JOBS,
+    META,
+    OPTIONS,
+    PICTURES,
+    TAGS,
+    WORDS,
+    begin,
+    phrases,
+    prepare_sqlite,
+    spaced,
+)
 from danqing.vocabulary import quoted
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
@@ -163,78 +166,6 @@ class Query:
     """Those in the bin, in place of the others."""
 
 
-_META = MetaData()
-_JOBS = Table(
-    "jobs",
-    _META,
-    Column("number", Integer, primary_key=True, autoincrement=True),
-    Column("id", String(32), nullable=False, unique=True),
-    Column("kind", String(16), nullable=False),
-    Column("request", Text, nullable=False),
-    Column("parts", Text, nullable=False),
-    Column("total", Integer, nullable=False),
-    Column("origin", String(16), nullable=False),
-    Column("state", String(16), nullable=False, index=True),
-    Column("priority", Integer, nullable=False),
-    Column("place", Float, nullable=False),
-    Column("created", Float, nullable=False),
-    Column("started", Float),
-    Column("ended", Float),
-    Column("error", Text),
-    Column("notes", Text, nullable=False),
-    Column("skipped", Text, nullable=False),
-    Column("share", String(64), index=True),  # what jobs that may share a run have in common
-    Column("attempts", Integer, nullable=False),  # begun so often without a picture
-    sqlite_autoincrement=True,
-)
-_INPUTS = Table(
-    "inputs",
-    _META,
-    Column("job", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    Column("name", String(80), primary_key=True),
-)
-_PICTURES = Table(
-    "pictures",
-    _META,
-    Column("number", Integer, primary_key=True, autoincrement=True),
-    Column("id", String(32), nullable=False, unique=True),
-    Column("job", String(32), index=True),
-    Column("index", Integer, nullable=False),
-    Column("path", String(1024), nullable=False, unique=True),
-    Column("record", Text),
-    Column("infotext", Text, nullable=False),
-    Column("prompt", Text, nullable=False),
-    Column("negative_prompt", Text, nullable=False),
-    Column("model", String(512), nullable=False),
-    Column("sampler", String(64), nullable=False),
-    Column("seed", String(24), index=True),  # up to 2^64 - 1, which is more than a signed integer holds
-    Column("kind", String(16), nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("height", Integer, nullable=False),
-    Column("created", Float, nullable=False, index=True),
-    Column("rating", Integer, nullable=False),
-    Column("favourite", Boolean, nullable=False),
-    Column("deleted", Float),
-    UniqueConstraint("job", "index"),
-    sqlite_autoincrement=True,
-)
-_TAGS = Table(
-    "tags",
-    _META,
-    Column("picture", Integer, ForeignKey("pictures.number", ondelete="CASCADE"), primary_key=True),
-    Column("tag", String(200), primary_key=True, index=True),
-)
-_OPTIONS = Table("options", _META, Column("key", String(200), primary_key=True), Column("value", Text, nullable=False))
-_WORDS = Table(
-    "words",
-    _META,
-    Column("picture", Integer, ForeignKey("pictures.number", ondelete="CASCADE"), primary_key=True),
-    Column("text", Text, nullable=False),
-    info={"postgresql": True},
-)
-"""What words are searched in. SQLite has a table of its full-text module FTS5 of this name in its place."""
-
-
 class Store:
     """The database of one studio. Its methods may be called from any thread."""
 
@@ -248,11 +179,11 @@ class Store:
             self._reader = self.engine.execution_options(reads=True)
             self._lite = self.engine.dialect.name == "sqlite"
             if self._lite:
-                event.listen(self.engine, "connect", _prepare_sqlite)
-                event.listen(self.engine, "begin", _begin)
+                event.listen(self.engine, "connect", prepare_sqlite)
+                event.listen(self.engine, "begin", begin)
             with self.engine.begin() as connection:
-                tables = [table for table in _META.sorted_tables if table is not _WORDS or not self._lite]
-                _META.create_all(connection, tables=tables)
+                tables = [table for table in META.sorted_tables if table is not WORDS or not self._lite]
+                META.create_all(connection, tables=tables)
                 if self._lite:
                     connection.execute(text("CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(text)"))
         except (SQLAlchemyError, ModuleNotFoundError) as error:
@@ -284,9 +215,9 @@ class Store:
         """
         identity = secrets.token_hex(16)
         with self.engine.begin() as connection:
-            last = connection.scalar(select(func.max(_JOBS.c.place)))
+            last = connection.scalar(select(func.max(JOBS.c.place)))
             connection.execute(
-                insert(_JOBS).values(
+                insert(JOBS).values(
                     id=identity,
                     kind=kind,
                     request=_dumped(request),
@@ -304,7 +235,7 @@ class Store:
                 )
             )
             for name in sorted(set(inputs)):
-                connection.execute(insert(_INPUTS).values(job=identity, name=name))
+                connection.execute(insert(INPUTS).values(job=identity, name=name))
             return _job(connection, identity)
 
     def job(self, identity: str) -> Job:
@@ -314,19 +245,19 @@ class Store:
 
     def jobs(self, states: Sequence[State] | None = None, limit: int = 100, offset: int = 0) -> tuple[Job, ...]:
         """Those that wait and run in the order of painting; any that are over come after them, the latest first."""
-        rank = (_JOBS.c.state == "running").desc(), _JOBS.c.state.in_(OPEN).desc()
-        order = (*rank, *_queue_order(), _JOBS.c.number)
+        rank = (JOBS.c.state == "running").desc(), JOBS.c.state.in_(OPEN).desc()
+        order = (*rank, *_queue_order(), JOBS.c.number)
         if states is not None and not set(states) & set(OPEN):
-            order = (_JOBS.c.ended.desc(), _JOBS.c.number.desc())
-        query = select(_JOBS).order_by(*order).limit(limit).offset(offset)
+            order = (JOBS.c.ended.desc(), JOBS.c.number.desc())
+        query = select(JOBS).order_by(*order).limit(limit).offset(offset)
         if states is not None:
-            query = query.where(_JOBS.c.state.in_(states))
+            query = query.where(JOBS.c.state.in_(states))
         with self._reader.begin() as connection:
             return tuple(_as_job(row) for row in connection.execute(query))
 
     def counts(self) -> dict[State, int]:
         """How many jobs there are of each state."""
-        query = select(_JOBS.c.state, func.count()).group_by(_JOBS.c.state)
+        query = select(JOBS.c.state, func.count()).group_by(JOBS.c.state)
         with self._reader.begin() as connection:
             found = {str(state): int(count) for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in get_args(State)}
@@ -334,7 +265,7 @@ class Store:
     def start_next(self) -> Job | None:
         """Take the first job of the queue: it is running from now on."""
         with self.engine.begin() as connection:
-            first = select(_JOBS.c.id).where(_JOBS.c.state == "queued").order_by(*_queue_order()).limit(1)
+            first = select(JOBS.c.id).where(JOBS.c.state == "queued").order_by(*_queue_order()).limit(1)
             identity = connection.scalar(first)
             if identity is None:
                 return None
@@ -344,9 +275,9 @@ class Store:
     def start_alike(self, first: Job, most: int) -> tuple[Job, ...]:
         """Take at most so many more jobs of its priority that may share a run with `first`: they are running, too."""
         with self.engine.begin() as connection:
-            share = select(_JOBS.c.share).where(_JOBS.c.id == first.id).scalar_subquery()
-            alike = select(_JOBS.c.id).where(
-                _JOBS.c.state == "queued", _JOBS.c.share == share, _JOBS.c.priority == first.priority
+            share = select(JOBS.c.share).where(JOBS.c.id == first.id).scalar_subquery()
+            alike = select(JOBS.c.id).where(
+                JOBS.c.state == "queued", JOBS.c.share == share, JOBS.c.priority == first.priority
             )
             ids = connection.scalars(alike.order_by(*_queue_order()).limit(most)).all()
             for identity in ids:
@@ -365,7 +296,7 @@ class Store:
     ) -> tuple[Stored, ...]:
         """One commit: pictures of a job enter the gallery, and its state changes. One that is in already stays as it is."""
         with self.engine.begin() as connection:
-            here = select(_PICTURES.c.index).where(_PICTURES.c.job == identity)
+            here = select(PICTURES.c.index).where(PICTURES.c.job == identity)
             have = set(connection.scalars(here)) if pictures else set()
             new = [_add_picture(connection, identity, each, self._lite) for each in pictures if each.index not in have]
             changes: dict[str, Any] = {}
@@ -379,12 +310,12 @@ class Store:
                 changes["attempts"] = 0
             if changes:
                 _change(connection, identity, **changes)
-            return _stored(connection, select(_PICTURES).where(_PICTURES.c.number.in_(new)).order_by(_PICTURES.c.index))
+            return _stored(connection, select(PICTURES).where(PICTURES.c.number.in_(new)).order_by(PICTURES.c.index))
 
     def end_waiting(self, identity: str, state: State) -> Job:
         """Cancel a job that has not begun; one that has, or is over, stays as it is."""
         with self.engine.begin() as connection:
-            ours = update(_JOBS).where(_JOBS.c.id == identity, _JOBS.c.state == "queued")
+            ours = update(JOBS).where(JOBS.c.id == identity, JOBS.c.state == "queued")
             connection.execute(ours.values(state=state, ended=time.time()))
             return _job(connection, identity)
 
@@ -392,7 +323,7 @@ class Store:
         """Jobs that were taken wait again at their old places; `alone` never again shares a run."""
         values: dict[str, Any] = {"state": "queued", "attempts": 0, **({"share": None} if alone else {})}
         with self.engine.begin() as connection:
-            taken = update(_JOBS).where(_JOBS.c.id.in_(identities), _JOBS.c.state == "running")
+            taken = update(JOBS).where(JOBS.c.id.in_(identities), JOBS.c.state == "running")
             connection.execute(taken.values(**values))
 
     def requeue_running(self) -> tuple[Job, ...]:
@@ -401,7 +332,7 @@ class Store:
         A job that was begun `ATTEMPTS` times without a picture is what ends the process: it fails.
         """
         with self.engine.begin() as connection:
-            rows = connection.execute(select(_JOBS.c.id, _JOBS.c.attempts).where(_JOBS.c.state == "running")).all()
+            rows = connection.execute(select(JOBS.c.id, JOBS.c.attempts).where(JOBS.c.state == "running")).all()
             for row in rows:
                 if row.attempts < ATTEMPTS:
                     _change(connection, row.id, state="queued")
@@ -421,8 +352,8 @@ class Store:
         with self.engine.begin() as connection:
             moved, target = _job(connection, identity), None if before is None else _job(connection, before)
             priority = moved.priority if target is None else target.priority
-            waiting = select(_JOBS.c.id, _JOBS.c.place).where(_JOBS.c.state.in_(OPEN), _JOBS.c.priority == priority)
-            rows = connection.execute(waiting.order_by(_JOBS.c.place)).all()
+            waiting = select(JOBS.c.id, JOBS.c.place).where(JOBS.c.state.in_(OPEN), JOBS.c.priority == priority)
+            rows = connection.execute(waiting.order_by(JOBS.c.place)).all()
             ids = [row.id for row in rows if row.id != identity]
             places = sorted({row.place for row in rows} | {moved.place})
             ids.insert(len(ids) if target is None or target.id not in ids else ids.index(target.id), identity)
@@ -434,14 +365,14 @@ class Store:
     def inputs(self) -> set[str]:
         """The names of all files that jobs have for their pictures."""
         with self._reader.begin() as connection:
-            return set(connection.scalars(select(_INPUTS.c.name).distinct()))
+            return set(connection.scalars(select(INPUTS.c.name).distinct()))
 
     # pictures
 
     def pictures(self, job: str) -> tuple[Stored, ...]:
         """A job's pictures by their index, deleted ones too."""
         with self._reader.begin() as connection:
-            return _stored(connection, select(_PICTURES).where(_PICTURES.c.job == job).order_by(_PICTURES.c.index))
+            return _stored(connection, select(PICTURES).where(PICTURES.c.job == job).order_by(PICTURES.c.index))
 
     def picture(self, identity: str) -> Stored:
         """Raises NotFound where there is none."""
@@ -450,23 +381,23 @@ class Store:
 
     def search(self, query: Query, limit: int = 50, offset: int = 0) -> tuple[Stored, ...]:
         """The pictures that are meant, the latest first."""
-        found = select(_PICTURES).where(*self._conditions(query))
-        order = found.order_by(_PICTURES.c.created.desc(), _PICTURES.c.number.desc())
+        found = select(PICTURES).where(*self._conditions(query))
+        order = found.order_by(PICTURES.c.created.desc(), PICTURES.c.number.desc())
         with self._reader.begin() as connection:
             return _stored(connection, order.limit(limit).offset(offset))
 
     def count(self, query: Query) -> int:
         """How many pictures are meant."""
         with self._reader.begin() as connection:
-            return connection.scalar(select(func.count()).select_from(_PICTURES).where(*self._conditions(query))) or 0
+            return connection.scalar(select(func.count()).select_from(PICTURES).where(*self._conditions(query))) or 0
 
     def add_pictures(self, pictures: Sequence[NewPicture]) -> tuple[Stored, ...]:
         """Pictures that no job made; one whose path is in the gallery already is left out."""
         with self.engine.begin() as connection:
-            known = select(_PICTURES.c.path).where(_PICTURES.c.path.in_([each.path for each in pictures]))
+            known = select(PICTURES.c.path).where(PICTURES.c.path.in_([each.path for each in pictures]))
             have = set(connection.scalars(known))
             new = [_add_picture(connection, None, each, self._lite) for each in pictures if each.path not in have]
-            return _stored(connection, select(_PICTURES).where(_PICTURES.c.number.in_(new)))
+            return _stored(connection, select(PICTURES).where(PICTURES.c.number.in_(new)))
 
     def set_picture(
         self,
@@ -490,24 +421,24 @@ class Store:
             if deleted is not None:
                 values["deleted"] = time.time() if deleted else None
             if values:
-                connection.execute(update(_PICTURES).where(_PICTURES.c.number == number).values(**values))
+                connection.execute(update(PICTURES).where(PICTURES.c.number == number).values(**values))
             if clean is not None:
-                connection.execute(delete(_TAGS).where(_TAGS.c.picture == number))
+                connection.execute(delete(TAGS).where(TAGS.c.picture == number))
                 for tag in clean:
-                    connection.execute(insert(_TAGS).values(picture=number, tag=tag))
+                    connection.execute(insert(TAGS).values(picture=number, tag=tag))
                 _index_words(connection, number, self._lite)
             return _picture(connection, identity)
 
     def tags(self) -> dict[str, int]:
         """All tags, and how many pictures have each."""
-        query = select(_TAGS.c.tag, func.count()).group_by(_TAGS.c.tag).order_by(_TAGS.c.tag)
+        query = select(TAGS.c.tag, func.count()).group_by(TAGS.c.tag).order_by(TAGS.c.tag)
         with self._reader.begin() as connection:
             return {str(tag): int(count) for tag, count in connection.execute(query)}
 
     def bin(self, before: float) -> tuple[Stored, ...]:
         """What was deleted before that time."""
         with self._reader.begin() as connection:
-            return _stored(connection, select(_PICTURES).where(_PICTURES.c.deleted < before))
+            return _stored(connection, select(PICTURES).where(PICTURES.c.deleted < before))
 
     def forget(self, identity: str) -> None:
         """Take a picture's row out; its file is the caller's."""
@@ -515,26 +446,26 @@ class Store:
             number = _number(connection, identity)
             words = "DELETE FROM words WHERE rowid = :n" if self._lite else "DELETE FROM words WHERE picture = :n"
             connection.execute(text(words), {"n": number})
-            connection.execute(delete(_TAGS).where(_TAGS.c.picture == number))
-            connection.execute(delete(_PICTURES).where(_PICTURES.c.number == number))
+            connection.execute(delete(TAGS).where(TAGS.c.picture == number))
+            connection.execute(delete(PICTURES).where(PICTURES.c.number == number))
 
     # options
 
     def options(self) -> dict[str, Any]:
         """What `set_options` was told."""
         with self._reader.begin() as connection:
-            return {key: json.loads(value) for key, value in connection.execute(select(_OPTIONS)).tuples()}
+            return {key: json.loads(value) for key, value in connection.execute(select(OPTIONS)).tuples()}
 
     def set_options(self, values: Mapping[str, Any]) -> None:
         """Keep these values, of JSON's types; others stay. None takes one out."""
         with self.engine.begin() as connection:
-            connection.execute(delete(_OPTIONS).where(_OPTIONS.c.key.in_(values)))
+            connection.execute(delete(OPTIONS).where(OPTIONS.c.key.in_(values)))
             for key, value in values.items():
                 if value is not None:
-                    connection.execute(insert(_OPTIONS).values(key=key, value=_dumped(value)))
+                    connection.execute(insert(OPTIONS).values(key=key, value=_dumped(value)))
 
     def _conditions(self, query: Query) -> list[ColumnElement[bool]]:
-        c = _PICTURES.c
+        c = PICTURES.c
         conditions: list[ColumnElement[bool]] = [c.deleted.is_not(None) if query.deleted else c.deleted.is_(None)]
         if words := phrases(query.words):
             conditions.append(c.number.in_(self._with_words(words)))
@@ -551,7 +482,7 @@ class Store:
         if query.favourite is not None:
             conditions.append(c.favourite == query.favourite)
         if query.tag:
-            conditions.append(c.number.in_(select(_TAGS.c.picture).where(_TAGS.c.tag == query.tag)))
+            conditions.append(c.number.in_(select(TAGS.c.picture).where(TAGS.c.tag == query.tag)))
         if query.kind:
             conditions.append(c.kind == query.kind)
         if query.job:
@@ -567,30 +498,6 @@ class Store:
         return found.bindparams(words=match)
 
 
-def spaced(words: str) -> str:
-    """Text as the word index has it: lower case, letters and digits alone, each Chinese or Japanese character a word."""
-    apart = re.sub(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])", r" \1 ", words)
-    return " ".join(re.findall(r"[^\W_]+", apart.casefold()))
-
-
-def phrases(words: str) -> list[str]:
-    """What is searched for, phrase by phrase: "quoted words", single ones, and runs of Chinese characters."""
-    parts = re.findall(r'"([^"]*)"|([^\s"]+)', words)
-    return [phrase for quote, word in parts if (phrase := spaced(quote or word))]
-
-
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # SQLAlchemy's own BEGIN is the one that counts
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin(connection: Connection) -> None:
-    # one that reads first and writes later could meet another one's lock, and fail without waiting
-    reads = connection.get_execution_options().get("reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
 def _dumped(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
@@ -604,21 +511,21 @@ def _without_password(url: str) -> str:
 
 
 def _queue_order() -> tuple[ColumnElement[Any], ...]:
-    return _JOBS.c.priority.desc(), _JOBS.c.place, _JOBS.c.number
+    return JOBS.c.priority.desc(), JOBS.c.place, JOBS.c.number
 
 
 def _change(connection: Connection, identity: str, **values: Any) -> None:
-    if not connection.execute(update(_JOBS).where(_JOBS.c.id == identity).values(**values)).rowcount:
+    if not connection.execute(update(JOBS).where(JOBS.c.id == identity).values(**values)).rowcount:
         raise NotFound(f"job: there is none with the id {quoted(identity)}")
 
 
 def _start(connection: Connection, identity: str) -> None:
-    started = func.coalesce(_JOBS.c.started, time.time())
-    _change(connection, identity, state="running", started=started, attempts=_JOBS.c.attempts + 1)
+    started = func.coalesce(JOBS.c.started, time.time())
+    _change(connection, identity, state="running", started=started, attempts=JOBS.c.attempts + 1)
 
 
 def _job(connection: Connection, identity: str) -> Job:
-    row = connection.execute(select(_JOBS).where(_JOBS.c.id == identity)).first()
+    row = connection.execute(select(JOBS).where(JOBS.c.id == identity)).first()
     if row is None:
         raise NotFound(f"job: there is none with the id {quoted(identity)}")
     return _as_job(row)
@@ -635,14 +542,14 @@ def _as_job(row: Row[Any]) -> Job:
 
 
 def _number(connection: Connection, identity: str) -> int:
-    number = connection.scalar(select(_PICTURES.c.number).where(_PICTURES.c.id == identity))
+    number = connection.scalar(select(PICTURES.c.number).where(PICTURES.c.id == identity))
     if number is None:
         raise NotFound(f"picture: there is none with the id {quoted(identity)}")
     return int(number)
 
 
 def _picture(connection: Connection, identity: str) -> Stored:
-    found = _stored(connection, select(_PICTURES).where(_PICTURES.c.id == identity))
+    found = _stored(connection, select(PICTURES).where(PICTURES.c.id == identity))
     if not found:
         raise NotFound(f"picture: there is none with the id {quoted(identity)}")
     return found[0]
@@ -652,7 +559,7 @@ def _stored(connection: Connection, query: Select[Any]) -> tuple[Stored, ...]:
     rows = connection.execute(query).all()
     tags: dict[int, list[str]] = {row.number: [] for row in rows}
     if rows:
-        named = select(_TAGS).where(_TAGS.c.picture.in_(tags)).order_by(_TAGS.c.tag)
+        named = select(TAGS).where(TAGS.c.picture.in_(tags)).order_by(TAGS.c.tag)
         for picture, tag in connection.execute(named).tuples():
             tags[picture].append(tag)
     return tuple(_as_stored(row, tags[row.number]) for row in rows)
@@ -676,7 +583,7 @@ def _add_picture(connection: Connection, job: str | None, new: NewPicture, lite:
         "favourite": False,
     }
     try:
-        key = connection.execute(insert(_PICTURES).values(**values)).inserted_primary_key
+        key = connection.execute(insert(PICTURES).values(**values)).inserted_primary_key
     except IntegrityError as error:
         raise DanqingError(f"{new.path}: cannot enter the gallery: {_first_line(error)}") from None
     assert key is not None
@@ -685,8 +592,8 @@ def _add_picture(connection: Connection, job: str | None, new: NewPicture, lite:
 
 
 def _index_words(connection: Connection, number: int, lite: bool) -> None:
-    row = connection.execute(select(_PICTURES).where(_PICTURES.c.number == number)).one()
-    tags = connection.scalars(select(_TAGS.c.tag).where(_TAGS.c.picture == number)).all()
+    row = connection.execute(select(PICTURES).where(PICTURES.c.number == number)).one()
+    tags = connection.scalars(select(TAGS.c.tag).where(TAGS.c.picture == number)).all()
     words = spaced(" ".join([row.prompt, row.model, *tags]))
     key = "rowid" if lite else "picture"
     connection.execute(text(f"DELETE FROM words WHERE {key} = :n"), {"n": number})
