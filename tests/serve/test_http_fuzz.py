@@ -23,8 +23,10 @@ JUNK = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=9)
-    | st.sampled_from(["aGk=", "a", 1, 64]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    | st.sampled_from(["aGk=", "a", "\ud800", 1, 64]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.just("\ud800"), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 

@@ -110,8 +110,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def problem(status: int, detail: Any, headers: dict[str, str] | None = None) -> JSONResponse:
     """An error in AUTOMATIC1111's form."""
-    body = {"error": "HTTPException", "detail": detail, "body": "", "errors": ""}
+    body = {"error": "HTTPException", "detail": unicode(detail), "body": "", "errors": ""}
     return JSONResponse(body, status, headers=headers)
+
+
+def unicode(text: Any) -> Any:
+    """Text that came from a body may hold halves of surrogate pairs, which no answer can: these become `?`."""
+    return text.encode(errors="replace").decode() if isinstance(text, str) else text
 
 
 class Route(APIRoute):
@@ -126,8 +131,10 @@ class Route(APIRoute):
             try:
                 response = await handle(request)
             except RequestValidationError as error:
-                rows = [{name: row[name] for name in ("loc", "msg", "type")} for row in error.errors()]
-                response = JSONResponse({"detail": rows}, 422)
+                rows = error.errors()
+                places = [[*map(unicode, row["loc"])] for row in rows]
+                told = [{"loc": loc, "msg": unicode(row["msg"]), "type": row["type"]} for loc, row in zip(places, rows)]
+                response = JSONResponse({"detail": told}, 422)
             except HTTPException as error:
                 response = problem(error.status_code, error.detail, dict(error.headers or {}))
             except QueueFull as error:

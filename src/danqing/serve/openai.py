@@ -88,7 +88,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def problem(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
     """An error in OpenAI's form."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
+    told = {"message": message, "type": kind, "param": param, "code": code}
+    plain = {name: text and text.encode(errors="replace").decode() for name, text in told.items()}
+    return JSONResponse({"error": plain}, status)
 
 
 class Route(APIRoute):
