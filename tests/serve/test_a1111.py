@@ -306,6 +306,19 @@ def test_override_settings_reach_the_request_and_leave_the_options_alone(site: S
     assert site.client.get_options()["CLIP_stop_at_last_layers"] == 1
 
 
+def test_options_that_are_only_remembered_are_named_where_a_request_sets_them(site: Site) -> None:
+    overrides = {"pad_cond_uncond": True, "uni_pc_order": 3, "CLIP_stop_at_last_layers": 2}
+    info = site.client.txt2img(prompt="a", override_settings=overrides).info
+    assert info["notes"] == ["option pad_cond_uncond has no effect here"]
+
+
+def test_the_option_of_tiles_reaches_upscalers(site: Site) -> None:
+    for value, tile in ((256, 256), (0, 16384), (192, 512)):
+        site.client.set_options({"ESRGAN_tile": value})
+        site.client.extra_single_image(picture(), upscaler_1="Lanczos")
+        assert last_request(site).get("tile", 512) == tile
+
+
 def test_override_settings_that_are_not_restored_afterwards_stay(site: Site) -> None:
     site.client.txt2img(
         prompt="a", override_settings={"CLIP_stop_at_last_layers": 3}, override_settings_restore_afterwards=False

@@ -25,14 +25,15 @@ _KEY = "sdapi"
 
 @dataclass(frozen=True)
 class Option:
-    """An option: its default, what it is, and which fields of a request a value means."""
+    """An option: its default, and which fields of a request a value means."""
 
     default: Any
-    label: str
     fields: Callable[[Any], Fields] | None = None
     """None where it says nothing of a request."""
     fixed: bool = False
     """Set where the server is started, never by a request."""
+    acts: bool = True
+    """False where it is only remembered."""
 
 
 def _as(field: str) -> Callable[[Any], Fields]:
@@ -59,73 +60,71 @@ def _tile(part: str) -> Callable[[Any], Fields]:
 _SOURCES = {"GPU": None, "CPU": "cpu", "NV": "philox"}
 
 OPTIONS: Mapping[str, Option] = {
-    "sd_model_checkpoint": Option(None, "Stable Diffusion checkpoint", _named("model")),
-    "sd_checkpoint_hash": Option("", "SHA256 hash of the current checkpoint"),
-    "sd_vae": Option("Automatic", "SD VAE", _named("vae")),
-    "sd_unet": Option("Automatic", "SD Unet"),
-    "CLIP_stop_at_last_layers": Option(1, "Clip skip", _as("clip_skip")),
-    "eta_noise_seed_delta": Option(0, "Eta noise seed delta", _as("eta_noise_seed_delta")),
-    "randn_source": Option(
-        "GPU", "Random number generator source", lambda value: {"noise_source": _SOURCES.get(value, value)}
-    ),
-    "emphasis": Option("Original", "Emphasis mode", _as("emphasis")),
-    "enable_emphasis": Option(True, "Enable emphasis", lambda value: {} if value else {"emphasis": "none"}),
-    "tiling": Option(False, "Tiling", lambda value: {"tiling": "both" if value else "none"}),
-    "skip_early_cond": Option(0.0, "Ignore negative prompt during early sampling", _as("guidance_start")),
-    "s_min_uncond": Option(0.0, "Negative Guidance minimum sigma", _as("s_min_uncond")),
-    "s_churn": Option(0.0, "sigma churn", _as("s_churn")),
-    "s_tmin": Option(0.0, "sigma tmin", _as("s_tmin")),
-    "s_tmax": Option(0.0, "sigma tmax", _nonzero("s_tmax")),
-    "s_noise": Option(1.0, "sigma noise", _as("s_noise")),
-    "eta_ddim": Option(0.0, "Eta for DDIM"),
-    "eta_ancestral": Option(1.0, "Eta for k-diffusion samplers"),
-    "k_sched_type": Option("Automatic", "Scheduler type", _as("scheduler")),
-    "sigma_min": Option(0.0, "sigma min", _nonzero("sigma_min")),
-    "sigma_max": Option(0.0, "sigma max", _nonzero("sigma_max")),
-    "rho": Option(0.0, "rho", _nonzero("rho")),
-    "always_discard_next_to_last_sigma": Option(
-        False, "Always discard next-to-last sigma", lambda value: {"discard_penultimate": True} if value else {}
-    ),
-    "sdxl_crop_top": Option(0, "crop top coordinate", _as("crop_top")),
-    "sdxl_crop_left": Option(0, "crop left coordinate", _as("crop_left")),
-    "sdxl_refiner_low_aesthetic_score": Option(2.5, "SDXL low aesthetic score", _as("negative_aesthetic_score")),
-    "sdxl_refiner_high_aesthetic_score": Option(6.0, "SDXL high aesthetic score", _as("aesthetic_score")),
-    "img2img_color_correction": Option(False, "Apply color correction to img2img results", _as("color_correction")),
-    "img2img_fix_steps": Option(False, "With img2img, do exactly the amount of steps", _as("exact_steps")),
-    "img2img_background_color": Option("#ffffff", "Fill of transparent parts in img2img", _as("background_color")),
-    "img2img_extra_noise": Option(0.0, "Extra noise multiplier for img2img and hires fix", _as("extra_noise")),
-    "initial_noise_multiplier": Option(1.0, "Noise multiplier for img2img", _as("initial_noise_multiplier")),
-    "inpainting_mask_weight": Option(1.0, "Inpainting conditioning mask strength", _as("inpainting_mask_weight")),
-    "token_merging_ratio": Option(0.0, "Token merging ratio", _merging("ratio")),
-    "token_merging_ratio_img2img": Option(0.0, "Token merging ratio for img2img"),
-    "token_merging_ratio_hr": Option(0.0, "Token merging ratio for high-res pass", _merging("hr_ratio")),
-    "hypertile_enable_unet": Option(False, "Enable Hypertile U-Net", lambda value: {"hypertile": {} if value else None}),
-    "hypertile_max_depth_unet": Option(3, "Hypertile U-Net max depth", _tile("max_depth")),
-    "hypertile_max_tile_unet": Option(256, "Hypertile U-Net max tile size", _tile("tile_size")),
-    "hypertile_swap_size_unet": Option(3, "Hypertile U-Net swap size", _tile("swap_size")),
+    "sd_model_checkpoint": Option(None, _named("model")),
+    "sd_checkpoint_hash": Option(""),
+    "sd_vae": Option("Automatic", _named("vae")),
+    "sd_unet": Option("Automatic", acts=False),
+    "CLIP_stop_at_last_layers": Option(1, _as("clip_skip")),
+    "eta_noise_seed_delta": Option(0, _as("eta_noise_seed_delta")),
+    "randn_source": Option("GPU", lambda value: {"noise_source": _SOURCES.get(value, value)}),
+    "emphasis": Option("Original", _as("emphasis")),
+    "enable_emphasis": Option(True, lambda value: {} if value else {"emphasis": "none"}),
+    "tiling": Option(False, lambda value: {"tiling": "both" if value else "none"}),
+    "skip_early_cond": Option(0.0, _as("guidance_start")),
+    "s_min_uncond": Option(0.0, _as("s_min_uncond")),
+    "s_churn": Option(0.0, _as("s_churn")),
+    "s_tmin": Option(0.0, _as("s_tmin")),
+    "s_tmax": Option(0.0, _nonzero("s_tmax")),
+    "s_noise": Option(1.0, _as("s_noise")),
+    "eta_ddim": Option(0.0),
+    "eta_ancestral": Option(1.0),
+    "k_sched_type": Option("Automatic", _as("scheduler")),
+    "sigma_min": Option(0.0, _nonzero("sigma_min")),
+    "sigma_max": Option(0.0, _nonzero("sigma_max")),
+    "rho": Option(0.0, _nonzero("rho")),
+    "always_discard_next_to_last_sigma": Option(False, lambda value: {"discard_penultimate": True} if value else {}),
+    "sdxl_crop_top": Option(0, _as("crop_top")),
+    "sdxl_crop_left": Option(0, _as("crop_left")),
+    "sdxl_refiner_low_aesthetic_score": Option(2.5, _as("negative_aesthetic_score")),
+    "sdxl_refiner_high_aesthetic_score": Option(6.0, _as("aesthetic_score")),
+    "img2img_color_correction": Option(False, _as("color_correction")),
+    "img2img_fix_steps": Option(False, _as("exact_steps")),
+    "img2img_background_color": Option("#ffffff", _as("background_color")),
+    "img2img_extra_noise": Option(0.0, _as("extra_noise")),
+    "initial_noise_multiplier": Option(1.0, _as("initial_noise_multiplier")),
+    "inpainting_mask_weight": Option(1.0, _as("inpainting_mask_weight")),
+    "token_merging_ratio": Option(0.0, _merging("ratio")),
+    "token_merging_ratio_img2img": Option(0.0),
+    "token_merging_ratio_hr": Option(0.0, _merging("hr_ratio")),
+    "hypertile_enable_unet": Option(False, lambda value: {"hypertile": {} if value else None}),
+    "hypertile_max_depth_unet": Option(3, _tile("max_depth")),
+    "hypertile_max_tile_unet": Option(256, _tile("tile_size")),
+    "hypertile_swap_size_unet": Option(3, _tile("swap_size")),
     # the form of answers
-    "samples_format": Option("png", "File format for images: png, jpg or webp"),
-    "jpeg_quality": Option(80, "Quality for saved jpeg images"),
-    "webp_lossless": Option(False, "Use lossless compression for webp images"),
-    "enable_pnginfo": Option(True, "Write infotext to metadata of the generated image"),
-    "return_grid": Option(True, "Show grid in results for web"),
-    "return_mask": Option(False, "For inpainting, include the greyscale mask in results for web"),
-    "control_net_no_detectmap": Option(False, "Do not append detectmap to output"),
-    "live_previews_enable": Option(True, "Show live previews of the created image"),
-    # what restores faces
-    "face_restoration": Option(False, "Restore faces"),
-    "face_restoration_model": Option("CodeFormer", "Face restoration model"),
-    "code_former_weight": Option(0.5, "CodeFormer weight"),
-    "ESRGAN_tile": Option(192, "Tile size for ESRGAN upscalers"),
+    "samples_format": Option("png"),
+    "jpeg_quality": Option(80),
+    "webp_lossless": Option(False),
+    "enable_pnginfo": Option(True),
+    "return_grid": Option(True),
+    "control_net_no_detectmap": Option(False),
+    "live_previews_enable": Option(True),
+    # faces, upscalers, captions
+    "face_restoration": Option(False),
+    "face_restoration_model": Option("CodeFormer"),
+    "code_former_weight": Option(0.5),
+    "ESRGAN_tile": Option(192),
+    "interrogate_clip_num_beams": Option(1),
+    "interrogate_clip_min_length": Option(24),
+    "interrogate_clip_max_length": Option(48),
     # set where the server is started
-    "api_enable_requests": Option(False, "Allow http:// and https:// URLs for input images in API", fixed=True),
-    "api_forbid_local_requests": Option(True, "Forbid URLs to local resources", fixed=True),
-    "api_useragent": Option("", "User agent for requests", fixed=True),
+    "api_enable_requests": Option(False, fixed=True),
+    "api_forbid_local_requests": Option(True, fixed=True),
+    "api_useragent": Option("", fixed=True),
     # remembered alone
     **{
-        name: Option(default, "kept for tools; Danqing does as its own settings say")
+        name: Option(default, acts=False)
         for name, default in {
-            "samples_save": True, "samples_filename_pattern": "", "save_images_add_number": True, "grid_save": True,
+            "return_mask": False, "samples_save": True, "samples_filename_pattern": "", "save_images_add_number": True, "grid_save": True,
             "grid_format": "png", "grid_extended_filename": False, "grid_only_if_multiple": True,
             "grid_prevent_empty_spots": False, "n_rows": -1, "save_txt": False, "export_for_4chan": True,
             "img_max_size_mp": 200, "save_selected_only": True, "save_init_img": False, "save_mask": False,
@@ -148,7 +147,6 @@ OPTIONS: Mapping[str, Option] = {
             "uni_pc_order": 3, "uni_pc_lower_order_final": True, "ddim_discretize": "uniform", "sd_noise_schedule": "Default",
             "pad_cond_uncond": False, "pad_cond_uncond_v0": False, "persistent_cond_cache": True, "batch_cond_uncond": True,
             "interrogate_keep_models_in_memory": False, "interrogate_return_ranks": False,
-            "interrogate_clip_num_beams": 1, "interrogate_clip_min_length": 24, "interrogate_clip_max_length": 48,
             "interrogate_clip_dict_limit": 1500, "interrogate_clip_skip_categories": [],
             "interrogate_deepbooru_score_threshold": 0.5, "deepbooru_sort_alpha": True, "deepbooru_use_spaces": True,
             "deepbooru_escape": True, "deepbooru_filter_tags": "", "show_progress_every_n_steps": 10,
@@ -177,6 +175,12 @@ def check(values: Mapping[str, Any], current: Mapping[str, Any]) -> Fields:
             raise DanqingError(f"{name}: is said where the server is started, and never by a request")
         checked[name] = _typed(name, value, option.default)
     return checked
+
+
+def without_effect(values: Mapping[str, Any]) -> list[str]:
+    """A line for each option that was set and is only remembered."""
+    idle = (name for name, value in values.items() if not OPTIONS[name].acts and value != OPTIONS[name].default)
+    return [f"option {name} has no effect here" for name in idle]
 
 
 def plain_json(value: Any) -> bool:

@@ -40,7 +40,7 @@ from danqing.serve.a1111_bodies import (
 from danqing.serve.a1111_controlnet import detected, module_named, old_units
 from danqing.serve.a1111_library import entries, stem, upscaler_name
 from danqing.serve.a1111_lists import sd_model
-from danqing.serve.a1111_options import Fields, plain_json
+from danqing.serve.a1111_options import OPTIONS, Fields, plain_json, without_effect
 from danqing.serve.a1111_requests import Asked, img2img, txt2img
 from danqing.serve.a1111_script import Layout, Work, apply, arguments_of, script_values
 from danqing.serve.a1111_scripts import apply_alwayson, find_script
@@ -71,7 +71,7 @@ def paint(studio: Studio, body: Painted) -> Fields:
         asked = img2img(body, options, settings, studio.fetch)
     else:
         raise TypeError(type(body).__name__)
-    notes = list(asked.notes)
+    notes = [*asked.notes, *without_effect(body.override_settings or {})]
     requests, layout = _requests(studio, body, asked, notes)
     for name in {request.model for request in requests}:
         check_model(engine, name)
@@ -288,7 +288,9 @@ def extras(studio: Studio, body: ExtrasSingle | ExtrasBatch) -> Fields:
     if not sources or not all(sources):
         raise HTTPException(400, "Invalid encoded image")
     images = tuple(studio.opened(source) for source in sources)
-    request = read(Enlarge, {"images": images, **_enlarged(body, engine)})
+    tile = options["ESRGAN_tile"]
+    tiled = {} if tile == OPTIONS["ESRGAN_tile"].default else {"tile": max(tile, 64) if tile else 16384}  # 0 is whole
+    request = read(Enlarge, {"images": images, **_enlarged(body, engine), **tiled})
     job = finished(engine, submitted(engine, [request], "sdapi"))[0]
     stored = engine.pictures(job.id)
     texts = list(dict.fromkeys(picture.infotext for picture in stored if picture.infotext))
