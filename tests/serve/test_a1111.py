@@ -446,6 +446,26 @@ def test_progress_and_interrupt_and_skip(gated: tuple[Site, threading.Semaphore]
     site.client.util_wait_for_ready(check_interval=0.01)
 
 
+def test_sixty_four_wait_and_progress_still_answers(gated: tuple[Site, threading.Semaphore]) -> None:
+    site, gate = gated
+    answers: list[Any] = []
+
+    def ask(seed: int) -> None:
+        answers.append(site.post("/sdapi/v1/txt2img", {"prompt": "a", "seed": seed, "width": 64, "height": 64}).json())
+
+    workers = [threading.Thread(target=ask, args=(seed,)) for seed in range(64)]
+    for worker in workers:
+        worker.start()
+    until(lambda: site.engine.store.counts()["queued"] == 63, 20)
+    began = time.monotonic()
+    assert site.client.get_progress()["state"]["job_count"] == 1
+    assert time.monotonic() - began < 2
+    gate.release(1000)
+    for worker in workers:
+        worker.join(30)
+    assert sorted(json.loads(answer["info"])["seed"] for answer in answers) == [*range(64)]
+
+
 def test_a_task_by_the_name_its_client_gave_it(gated: tuple[Site, threading.Semaphore]) -> None:
     site, gate = gated
 
