@@ -289,3 +289,17 @@ def test_a_store_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"this is no database" * 100)
     with pytest.raises(DanqingError, match="the database cannot be opened"):
         Store(f"sqlite:///{tmp_path / 'x.db'}")
+
+
+def test_jobs_are_listed_as_they_are_painted_and_then_the_latest_first(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path)
+    over = [engine.submit(TextToImage(prompt=name, seed=1)).id for name in "ab"]
+    for job in over:
+        engine.wait(job, 5)
+    engine.pause()
+    low, high = (engine.submit(TextToImage(prompt="c", seed=1), priority=n).id for n in (0, 5))
+    listed = [job.id for job in engine.jobs()]
+    assert set(listed[:2]) == {low, high}
+    assert listed[2:] == over[::-1]
+    assert [job.id for job in engine.jobs(("done",))] == over[::-1]
+    engine.close()

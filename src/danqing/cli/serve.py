@@ -193,7 +193,6 @@ def serve(
         body_bytes=parse_memory(max_body),
         requests_per_minute=rate,
         folders=tuple(import_dir or ()),
-        json_logs=log_json,
         proxies=tuple(proxy or ()),
     )
     check_exposure(served)

@@ -334,9 +334,19 @@ def _write_once(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+        sync_folder(path.parent)
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise DanqingError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk, as its files are."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _walked(model: Any, rules: Rules, kept: Callable[[Any, str], str], roots: Sequence[Path]) -> Any:

@@ -356,7 +356,7 @@ def _add_gallery(api: APIRouter, engine: Engine, settings: ServeSettings) -> Non
         own.mkdir(exist_ok=True)
         place = FilePath(folder) if folder and "\0" not in folder else own
         done = gallery.import_folder(engine, place, (own, *settings.folders))
-        return {"added": len(done.added), "known": done.known, "failed": list(done.failed)}
+        return {"added": done.added, "known": done.known, "failed": list(done.failed)}
 
 
 def _add_lists(api: APIRouter, engine: Engine) -> None:

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from danqing.errors import DanqingError
 from danqing.metadata.files import save
 from danqing.requests import ResolvedRequest
-from danqing.serve.accept import Rules, accept
+from danqing.serve.accept import Rules, accept, sync_folder
 from danqing.serve.cache import ModelCache
 from danqing.serve.events import Event, Happening, Listeners
 from danqing.serve.store import Job, NewPicture, State, Store, Stored
@@ -133,7 +133,7 @@ class Engine:
         pictures are data URLs, `picture:ID` of the gallery, or `inputs/...` of an earlier job. Raises DanqingError for
         a request that is wrong, and `QueueFull` (a DanqingError) where too many wait.
         """
-        waiting = self.store.counts()["queued"]
+        waiting = self.store.waiting()
         if waiting >= self.rules.waiting:
             raise QueueFull(f"queue: {waiting} jobs wait already; try again when some are done")
         taken = accept(request, self.rules, self.folder, self._gallery_file, self.models)
@@ -542,11 +542,13 @@ class Engine:
 
     def purge(self, before: float) -> int:
         """Remove for good what was deleted before that time; returns how many pictures."""
-        gone = self.store.bin(before)
-        for picture in gone:
-            self.path(picture).unlink(missing_ok=True)
-            self.store.forget(picture.id)
-        return len(gone)
+        count = 0
+        while gone := self.store.bin(before, 500):
+            for picture in gone:
+                self.path(picture).unlink(missing_ok=True)
+                self.store.forget(picture.id)
+            count += len(gone)
+        return count
 
 
 class QueueFull(DanqingError):
@@ -584,12 +586,9 @@ def _described(kind: str, finished: Finished, path: str, record: ResolvedRequest
 
 def _sync(path: Path) -> None:
     """Wait until the file and its name are on disk, so that a row never outlives its picture."""
-    for each in (path, path.parent):
-        handle = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
 
 
 def _locked(folder: Path) -> Any:

@@ -28,7 +28,7 @@ MOST = 100_000
 class Imported:
     """What came of a folder."""
 
-    added: tuple[Stored, ...]
+    added: int
     known: int
     """That the gallery had already."""
     failed: tuple[str, ...]
@@ -46,15 +46,16 @@ def import_folder(engine: Engine, folder: Path, roots: Sequence[Path]) -> Import
         raise DanqingError(f"folder: {quoted(str(folder))} is in no folder that may be imported (--import-dir)")
     if not real.is_dir():
         raise DanqingError(f"folder: there is no folder {quoted(str(folder))}")
-    new: list[NewPicture] = []
+    added, known = 0, 0
     failed: list[str] = []
     for path in _pictures(real, roots):
         try:
-            new.append(_kept(engine.folder, path))
+            new = engine.store.add_pictures([_kept(engine.folder, path)])
         except DanqingError as error:
             failed.append(str(error))
-    added = engine.store.add_pictures(new)
-    return Imported(added, len(new) - len(added), tuple(failed))
+            continue
+        added, known = added + len(new), known + (not new)
+    return Imported(added, known, tuple(failed))
 
 
 def _pictures(folder: Path, roots: Sequence[Path]) -> Iterator[Path]:

@@ -36,7 +36,6 @@ class ServeSettings:
     """Failed ones of one address."""
     folders: tuple[Path, ...] = ()
     """Folders whose pictures may be imported into the gallery, besides the data folder's `import`."""
-    json_logs: bool = False
     proxies: tuple[str, ...] = ()
     """Addresses of proxies whose `X-Forwarded-For` is believed."""
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import (
     Connection,
     Row,
+    case,
     create_engine,
     delete,
     event,
@@ -62,7 +63,7 @@ class Job:
     id: str
     """32 hexadecimal digits."""
     kind: str
-    """`txt2img`, `img2img`, `inpaint`, `outpaint`, `upscale` or `plot`."""
+    """`txt2img`, `img2img`, `inpaint`, `outpaint` or `upscale`."""
     request: Mapping[str, Any]
     """What was asked for, with its seeds drawn; pictures in it are files of the data folder's `inputs`."""
     parts: tuple[Mapping[str, Any], ...]
@@ -245,10 +246,9 @@ class Store:
 
     def jobs(self, states: Sequence[State] | None = None, limit: int = 100, offset: int = 0) -> tuple[Job, ...]:
         """Those that wait and run in the order of painting; any that are over come after them, the latest first."""
-        rank = (JOBS.c.state == "running").desc(), JOBS.c.state.in_(OPEN).desc()
-        order = (*rank, *_queue_order(), JOBS.c.number)
-        if states is not None and not set(states) & set(OPEN):
-            order = (JOBS.c.ended.desc(), JOBS.c.number.desc())
+        waits = JOBS.c.state.in_(OPEN)
+        first = case((waits, -JOBS.c.priority), else_=-JOBS.c.ended)
+        order = ((JOBS.c.state == "running").desc(), waits.desc(), first, JOBS.c.place, JOBS.c.number)
         query = select(JOBS).order_by(*order).limit(limit).offset(offset)
         if states is not None:
             query = query.where(JOBS.c.state.in_(states))
@@ -261,6 +261,12 @@ class Store:
         with self._reader.begin() as connection:
             found = {str(state): int(count) for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in get_args(State)}
+
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        query = select(func.count()).select_from(JOBS).where(JOBS.c.state == "queued")
+        with self._reader.begin() as connection:
+            return connection.scalar(query) or 0
 
     def start_next(self) -> Job | None:
         """Take the first job of the queue: it is running from now on."""
@@ -435,10 +441,10 @@ class Store:
         with self._reader.begin() as connection:
             return {str(tag): int(count) for tag, count in connection.execute(query)}
 
-    def bin(self, before: float) -> tuple[Stored, ...]:
-        """What was deleted before that time."""
+    def bin(self, before: float, limit: int) -> tuple[Stored, ...]:
+        """Some of what was deleted before that time."""
         with self._reader.begin() as connection:
-            return _stored(connection, select(PICTURES).where(PICTURES.c.deleted < before))
+            return _stored(connection, select(PICTURES).where(PICTURES.c.deleted < before).limit(limit))
 
     def forget(self, identity: str) -> None:
         """Take a picture's row out; its file is the caller's."""
