@@ -343,6 +343,18 @@ def test_webuiapi_steers_by_a_controlnet_and_sees_what_was_detected(site: Site) 
     assert len(quiet.images) == 1
 
 
+def test_webuiapi_knows_that_controlnet_is_there_and_lets_go_of_its_units(site: Site) -> None:
+    assert site.client.has_controlnet
+    unit = webuiapi.ControlNetUnit(image=picture(), model="control_canny")
+    for call in (site.client.txt2img, lambda **more: site.client.img2img(images=[picture()], **more)):
+        call(prompt="a", controlnet_units=[unit])
+        assert len(site.last()["controls"]) == 1
+        call(prompt="a")
+        assert "controls" not in site.last()
+    answer = site.post("/sdapi/v1/txt2img", {"script_name": "controlnet m2m"})
+    assert (answer.status_code, "videos" in answer.json()["detail"]) == (422, True)
+
+
 def test_units_in_every_form_of_a_picture_and_with_old_names(site: Site) -> None:
     data = encoded(picture())
     forms = [data, {"image": data, "mask": None}, [data, data], [{"image": data}], f"data:image/png;base64,{data}"]

@@ -36,6 +36,14 @@ def _loopback(work: Work, values: Values) -> None:
     }
 
 
+def _movie(work: Work, values: Values) -> None:
+    """The extension's script for videos is listed, for by its name clients know that ControlNet is there at all.
+
+    webuiapi would send the units of one request with all later ones.
+    """
+    raise HTTPException(422, "ControlNet m2m: videos are not painted; send their pictures one by one")
+
+
 def _sd_upscale(work: Work, values: Values) -> None:
     upscaler = values["Upscaler"]
     if isinstance(upscaler, int):
@@ -264,5 +272,6 @@ SELECTABLE: tuple[Script, ...] = (
         _IMG2IMG,
         change=_outpainting,
     ),
+    Script("ControlNet m2m", rest=True, change=_movie),
 )
 """In the order in which they are listed."""
