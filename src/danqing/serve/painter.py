@@ -62,7 +62,7 @@ def sharing(models: ModelCache, most: int) -> Sharing:
         requests = [read_part(job.kind, job.parts[0], Path()) for job in jobs]
         first = requests[0]
         assert isinstance(first, TextToImage)
-        held = models.get(first.model, first.vae)
+        held = _held(models, first)
         factors = _colours(held)
         plain = [request for request in requests if isinstance(request, TextToImage)]
         with closing(stream_together(plain, held.model, cache=held.prompts, say=note)) as events:
@@ -105,11 +105,9 @@ def _part(request: Painting, have: frozenset[int], note: Say, models: ModelCache
     runs = list(missing(request.batch_size, request.n_iter, have))
     if not runs:
         return
-    held = models.get(request.model, request.vae)
+    held = _held(models, request)
     others = {name: models.get(name).model for name in _further(request)}
     factors = _colours(held)
-    if len(held.prompts) > PROMPTS:
-        held.prompts.clear()
     steps = Memo(memo, _salt(request, held.model))
     for first, size, batches in runs:
         asked = counted(request, first).model_copy(update={"batch_size": size, "n_iter": batches})
@@ -129,6 +127,14 @@ def _part(request: Painting, have: frozenset[int], note: Say, models: ModelCache
                         steps.forget()
         finally:
             steps.flush()  # where it is finished nothing waits
+
+
+def _held(models: ModelCache, request: Painting) -> Held:
+    """The request's checkpoint, with not too many prompts."""
+    held = models.get(request.model, request.vae)
+    if len(held.prompts) > PROMPTS:
+        held.prompts.clear()
+    return held
 
 
 def _further(request: Painting) -> Iterator[str]:
