@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,6 +19,9 @@ from danqing.serve.cache import ModelCache
 from danqing.serve.engine import Engine
 from danqing.serve.settings import ServeSettings
 from danqing.serve.store import Store
+
+if TYPE_CHECKING:  # it needs the page's own packages
+    from danqing.serve.page import Page
 
 log = logging.getLogger("danqing.serve")
 _HEAD_SECONDS = 20.0
@@ -99,7 +102,8 @@ def serve(engine: Engine, settings: ServeSettings, ready: Callable[[str], None] 
             f"port: {settings.host}:{settings.port} is taken or not this machine's; give another --port"
         ) from None
     engine.start()
-    threading.Thread(target=_warm, args=(engine,), name="danqing-warm", daemon=True).start()
+    page = app.state.page if settings.page else None
+    threading.Thread(target=_warm, args=(engine, page), name="danqing-warm", daemon=True).start()
     port = socket.getsockname()[1]
     shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
     _Server(config, engine, lambda: ready(f"{settings.scheme}://{shown}:{port}")).run(sockets=[socket])
@@ -123,9 +127,13 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets=sockets)
 
 
-def _warm(engine: Engine) -> None:
-    """Load the default model, so that the first picture need not wait for it."""
+def _warm(engine: Engine, page: Page | None) -> None:
+    """Make the page and load the default model, so that who comes first need not wait for them."""
+    if page is not None:
+        page.build("en")
     try:
         engine.models.get(None)
     except DanqingError as error:
         log.warning("the default model is not loaded: %s", error)
+    if page is not None:
+        page.build("zh")

@@ -1,0 +1,171 @@
+// The page's own script: language, theme, keys, and completion in prompt boxes. It runs before Gradio's.
+window.danqing = (() => {
+  const language = document.documentElement.lang || "en";
+  // Gradio's own words follow the browser: where a person switched, it is told so
+  const locale = language === "zh" ? "zh-CN" : "en";
+  if (!navigator.language.startsWith(language)) {
+    Object.defineProperty(navigator, "language", { get: () => locale });
+    Object.defineProperty(navigator, "languages", { get: () => [locale] });
+  }
+  const stored = localStorage.getItem("danqing-theme");
+  const url = new URL(location.href);
+  if ((stored === "light" || stored === "dark") && url.searchParams.get("__theme") !== stored) {
+    url.searchParams.set("__theme", stored);
+    history.replaceState(history.state, "", url);
+  }
+
+  const visible = (selector) => [...document.querySelectorAll(selector)].find((each) => each.offsetParent !== null);
+  const button = (selector) => {
+    const found = visible(selector);
+    return found && (found.matches("button") ? found : found.querySelector("button"));
+  };
+
+  document.addEventListener(
+    "keydown",
+    (event) => {
+      if (list.onKey(event)) return;
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+        const paint = button(".dq-paint");
+        if (!paint) return;
+        event.preventDefault();
+        event.stopPropagation();
+        // a text's last letters are taken over before the button is
+        document.activeElement?.dispatchEvent(new Event("change", { bubbles: true }));
+        setTimeout(() => paint.click(), 50);
+      } else if (event.key === "Escape" && !document.fullscreenElement) {
+        button(".dq-interrupt")?.click();
+      }
+    },
+    true,
+  );
+
+  // completion
+
+  let words = null;
+  const stem = (name) => name.split("/").pop().replace(/\.(safetensors|sft|ckpt|pt|pth|bin|gguf)$/i, "");
+  const called = { lora: (name) => `<lora:${name}:1>`, hypernetwork: (name) => `<hypernet:${name}:1>`, embedding: (name) => name };
+  const load = async () => {
+    if (words) return words;
+    words = [];
+    try {
+      const [models, tags] = await Promise.all(
+        ["/api/v1/models", "/api/v1/tags"].map(async (place) => (await fetch(place)).json()),
+      );
+      for (const model of models) {
+        if (model.kind in called) {
+          const name = stem(model.name);
+          words.push({ key: name.toLowerCase(), text: called[model.kind](name), adapter: model.kind !== "embedding" });
+        }
+      }
+      for (const tag of Object.keys(tags)) words.push({ key: tag.toLowerCase(), text: tag, adapter: false });
+    } catch {
+      words = null;
+    }
+    return words ?? [];
+  };
+
+  const list = {
+    box: null,
+    area: null,
+    begun: 0,
+    found: [],
+    at: 0,
+    close() {
+      this.box?.remove();
+      this.box = null;
+      this.found = [];
+    },
+    async look(area) {
+      const before = area.value.slice(0, area.selectionStart);
+      const match = /<(?:lora:|lyco:|hypernet:)?([^<>:,]*)$/i.exec(before) ?? /(?:^|[\s,(|])([^\s,(|<>:]{2,})$/.exec(before);
+      if (!match) return this.close();
+      const adapters = match[0].startsWith("<");
+      const part = match[1].toLowerCase();
+      const all = await load();
+      if (document.activeElement !== area) return this.close();
+      const fits = all.filter((each) => (!adapters || each.adapter) && each.key.includes(part) && each.text.toLowerCase() !== part);
+      fits.sort((a, b) => b.key.startsWith(part) - a.key.startsWith(part) || a.key.localeCompare(b.key));
+      this.found = fits.slice(0, 8);
+      this.begun = before.length - (adapters ? match[0].length : match[1].length);
+      this.area = area;
+      this.at = 0;
+      this.show();
+    },
+    show() {
+      const found = this.found;
+      this.close();
+      if (!found.length) return;
+      this.found = found;
+      this.box = document.createElement("ul");
+      this.box.className = "dq-complete";
+      this.box.setAttribute("role", "listbox");
+      found.forEach((each, index) => {
+        const row = document.createElement("li");
+        row.textContent = each.text;
+        row.setAttribute("role", "option");
+        row.setAttribute("aria-selected", String(index === this.at));
+        row.addEventListener("mousedown", (event) => {
+          event.preventDefault();
+          this.take(index);
+        });
+        this.box.append(row);
+      });
+      const place = this.area.getBoundingClientRect();
+      this.box.style.left = `${place.left + scrollX}px`;
+      this.box.style.top = `${place.bottom + scrollY}px`;
+      document.body.append(this.box);
+    },
+    take(index) {
+      const { area, begun, found } = this;
+      const rest = area.value.slice(area.selectionStart);
+      const value = area.value.slice(0, begun) + found[index].text + rest;
+      const caret = begun + found[index].text.length;
+      this.close();
+      Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(area, value);
+      area.setSelectionRange(caret, caret);
+      area.dataset.taken = "yes";
+      area.dispatchEvent(new Event("input", { bubbles: true }));
+    },
+    onKey(event) {
+      if (!this.box || event.ctrlKey || event.metaKey || event.isComposing) return false;
+      const moves = { ArrowDown: 1, ArrowUp: -1 };
+      if (event.key in moves) {
+        this.at = (this.at + moves[event.key] + this.found.length) % this.found.length;
+        this.show();
+      } else if (event.key === "Tab" || event.key === "Enter") this.take(this.at);
+      else if (event.key === "Escape") this.close();
+      else return false;
+      event.preventDefault();
+      event.stopPropagation();
+      return true;
+    },
+  };
+  document.addEventListener("input", (event) => {
+    const area = event.target;
+    if (!(area instanceof HTMLTextAreaElement) || !area.closest(".dq-prompt")) return;
+    if (area.dataset.taken) {
+      delete area.dataset.taken;
+      return;
+    }
+    if (!event.isComposing) list.look(area);
+  });
+  document.addEventListener("focusout", () => list.close());
+
+  return {
+    language(cookie, name) {
+      document.cookie = `${cookie}=${name}; path=/; max-age=31536000; samesite=strict`;
+      location.reload();
+    },
+    theme(name) {
+      const next = new URL(location.href);
+      if (name === "system") {
+        localStorage.removeItem("danqing-theme");
+        next.searchParams.delete("__theme");
+      } else {
+        localStorage.setItem("danqing-theme", name);
+        next.searchParams.set("__theme", name);
+      }
+      location.href = next.href;
+    },
+  };
+})();

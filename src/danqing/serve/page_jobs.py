@@ -1,0 +1,97 @@
+"""What the page shows of jobs: how far they are, what has come of them, how it was made."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from danqing.serve.engine import Engine, Progress
+from danqing.serve.page_texts import Say
+from danqing.serve.store import Job, NotFound, Stored
+
+_PREVIEW = 384
+"""Longer side of a live preview."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A job as the page shows it."""
+
+    status: str
+    """HTML."""
+    pictures: tuple[Stored, ...]
+    info: str
+    """The first picture's infotext, or what went wrong."""
+    over: bool
+
+
+def look(engine: Engine, identity: str, say: Say) -> Shown:
+    """One job, as it is now."""
+    try:
+        job = engine.job(identity)
+    except NotFound:
+        return Shown(message(say("gone")), (), "", True)
+    pictures = engine.pictures(identity)
+    notes = "\n".join(job.notes)
+    if job.over:
+        info = "\n\n".join(filter(None, (job.error, pictures[0].infotext if pictures else "", notes)))
+        return Shown(_ended(job, say), pictures, info, True)
+    return Shown(_bar(job, engine.progress(identity), say), pictures, notes, False)
+
+
+def message(text: str, *, problem: bool = False) -> str:
+    """A line of the page's own."""
+    kind = "dq-problem" if problem else "dq-note"
+    return f'<div class="dq-status {kind}" role="status">{html.escape(text)}</div>'
+
+
+def _ended(job: Job, say: Say) -> str:
+    text = say(job.state) if job.error is None else f"{say(job.state)}: {job.error}"
+    return message(text, problem=job.state == "failed")
+
+
+def _bar(job: Job, progress: Progress, say: Say) -> str:
+    words = [say("paused") if progress.text == "paused" else say(job.state)]
+    if progress.steps:
+        words.append(f"{say('step')} {progress.step}/{progress.steps}")
+    if progress.pictures > 1:
+        words.append(f"{min(progress.picture + 1, progress.pictures)}/{progress.pictures}")
+    if progress.left is not None:
+        words.append(f"{progress.left:.0f} {say('seconds_left')}")
+    percent = round(100 * progress.share)
+    text = html.escape(" · ".join(words))
+    preview = "" if progress.preview is None else f'<img class="dq-preview" alt="" src="{_url(progress.preview)}">'
+    return (
+        f'<div class="dq-status" role="status"><div class="dq-bar" role="progressbar" aria-valuenow="{percent}" '
+        f'aria-valuemin="0" aria-valuemax="100"><div style="width:{percent}%"></div></div>'
+        f"<div>{text}</div>{preview}</div>"
+    )
+
+
+def _url(image: Image.Image) -> str:
+    """A small picture as a data URL, enlarged without smoothing by the browser."""
+    small = image.convert("RGB")
+    small.thumbnail((_PREVIEW, _PREVIEW))
+    data = io.BytesIO()
+    small.save(data, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def shown_files(pictures: Sequence[Stored], base: str) -> list[tuple[str, str]]:
+    """Pictures for a gallery: where their files are, and their seeds."""
+    return [
+        (f"{base}/api/v1/pictures/{each.id}/file", "" if each.seed is None else str(each.seed)) for each in pictures
+    ]
+
+
+def shown_small(pictures: Sequence[Stored], base: str) -> list[tuple[str, str]]:
+    """The same with thumbnails, and the beginnings of their prompts."""
+    return [
+        (f"{base}/api/v1/pictures/{each.id}/thumbnail?side=384", ("★ " if each.favourite else "") + each.prompt[:60])
+        for each in pictures
+    ]

@@ -1,0 +1,240 @@
+"""The page's words in English and Chinese, and which of both a browser wants."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from danqing.serve.page_fields import FIELDS, GLOSSARY
+
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+COOKIE = "danqing_language"
+FILES = Path(__file__).parents[1] / "assets" / "page"
+Say = Callable[[str], str]
+"""A key of `WORDS` -> the word."""
+
+WORDS: Mapping[str, tuple[str, str]] = {
+    "title": ("Danqing", "丹青"),
+    "tagline": ("a studio for pictures", "画室"),
+    # tabs
+    "txt2img": ("Text to picture", "文生图"),
+    "img2img": ("Picture to picture", "图生图"),
+    "upscale": ("Upscale", "放大"),
+    "plot": ("X/Y/Z plot", "X/Y/Z 图表"),
+    "gallery": ("Gallery", "图库"),
+    "models": ("Models", "模型"),
+    "pnginfo": ("PNG info", "图片信息"),
+    "settings": ("Settings", "设置"),
+    "glossary": ("Glossary", "术语表"),
+    # painting
+    "paint": ("Paint", "作画"),
+    "keys": ("Ctrl+Enter paints, Esc interrupts", "Ctrl+Enter 作画，Esc 中断"),
+    "interrupt": ("Interrupt", "中断"),
+    "skip": ("Skip", "跳过"),
+    "cancel": ("Cancel", "取消"),
+    "auto": ("automatic", "自动"),
+    "on": ("on", "启用"),
+    "unit": ("unit", "单元"),
+    "tokens": ("tokens", "词元"),
+    "results": ("Results", "结果"),
+    "result_info": ("How it was made", "生成信息"),
+    "example": ("a red apple", "一个红苹果"),
+    "mode": ("What to do", "做什么"),
+    "mode_img2img": ("paint over", "重绘"),
+    "mode_sketch": ("sketch", "涂鸦"),
+    "mode_inpaint": ("inpaint (brush)", "局部重绘（画笔）"),
+    "mode_outpaint": ("outpaint", "外绘扩图"),
+    "no_picture": ("give a picture first", "请先选一张图片"),
+    "no_mask": ("paint over the part that shall change first", "请先用画笔涂出要改变的部分"),
+    "brush": ("Picture: paint with the brush over what shall change", "图片：用画笔涂出要改变的部分"),
+    "sketch": ("Picture to draw on, or an empty sheet", "在图片或空白画布上涂画"),
+    "ready": ("ready", "就绪"),
+    "queued": ("waits in the queue", "排队中"),
+    "running": ("painting", "作画中"),
+    "paused": ("paused", "已暂停"),
+    "done": ("done", "完成"),
+    "failed": ("failed", "失败"),
+    "cancelled": ("cancelled", "已取消"),
+    "interrupted": ("interrupted", "已中断"),
+    "seconds_left": ("s left", "秒后完成"),
+    "step": ("step", "步"),
+    "gone": ("this job is not there any more", "此任务已不存在"),
+    # groups of controls
+    "group_main": ("What to paint", "画什么"),
+    "group_hires": ("Hires fix", "高分辨率修复"),
+    "group_seeds": ("Seeds and noise", "种子与噪声"),
+    "group_reading": ("How the prompt is read", "提示词的解读"),
+    "group_guidance": ("Guidance", "引导"),
+    "group_details": ("Samplers and schedules", "采样与调度"),
+    "group_sdxl": ("What SDXL is told of the picture", "告诉 SDXL 的尺寸"),
+    "group_refiner": ("Refiner", "精修模型"),
+    "group_speed": ("Large pictures, speed", "大图与加速"),
+    "group_lora": ("LoRAs and regions", "LoRA 与分区"),
+    "group_picture": ("The picture", "图片"),
+    "group_mask": ("Mask", "蒙版"),
+    "group_outpaint": ("Where to paint on", "向哪里扩展"),
+    "group_upscale": ("Size", "尺寸"),
+    "group_faces": ("Faces", "面部"),
+    "group_more": ("More", "更多"),
+    # plot
+    "plot_hint": (
+        "Paints what stands in “Text to picture” with these settings changed. Values: 1,2,3 or 10-30 (+10).",
+        "按“文生图”的设置作画，并逐一改变下列参数。取值写作 1,2,3 或 10-30 (+10)。",
+    ),
+    "axis": ("Axis", "坐标轴"),
+    "values": ("Values", "取值"),
+    "vary_seeds": ("Vary seeds along", "沿哪些轴改变种子"),
+    "sheet": ("Plot", "图表"),
+    "cells": ("cells", "格"),
+    # gallery
+    "words": ("Words in prompt, model or tags", "提示词、模型或标签中的词"),
+    "search": ("Search", "搜索"),
+    "newest": ("All", "全部"),
+    "rating": ("Rating, at least", "评分至少"),
+    "rate": ("Rating", "评分"),
+    "favourite": ("Favourite", "收藏"),
+    "favourites": ("Favourites only", "仅收藏"),
+    "bin": ("Bin", "回收站"),
+    "tag": ("Tag", "标签"),
+    "tags": ("Tags, apart by commas", "标签，以逗号分隔"),
+    "kind": ("Kind", "类型"),
+    "page": ("Page", "页"),
+    "found": ("pictures", "张图片"),
+    "save": ("Save", "保存"),
+    "delete": ("Delete", "删除"),
+    "undo": ("Undo delete", "撤销删除"),
+    "restore": ("Restore", "恢复"),
+    "send": ("Send to", "发送到"),
+    "sent": ("sent", "已发送"),
+    "choose": ("choose a picture first", "请先选一张图片"),
+    "compare": ("Compare", "对比"),
+    "as_left": ("Left of the comparison", "作为对比左图"),
+    "as_right": ("Right of the comparison", "作为对比右图"),
+    "differs": ("Field", "不同之处"),
+    "left": ("Left", "左"),
+    "right": ("Right", "右"),
+    "same": ("made with the same settings", "设置完全相同"),
+    "import": ("Import the data folder's pictures", "导入数据文件夹的图片"),
+    "imported": ("imported", "已导入"),
+    "deleted": ("in the bin for 30 days", "已移入回收站，保留 30 天"),
+    "full": ("Open the file", "打开原图"),
+    # models
+    "refresh": ("Refresh", "刷新"),
+    "filter": ("Name contains", "名称包含"),
+    "trigger": ("trigger words", "触发词"),
+    "family": ("family", "家族"),
+    "size": ("size", "大小"),
+    "problem": ("problem", "问题"),
+    "add_adapter": ("Adapter", "适配器"),
+    "weight": ("Weight", "权重"),
+    "add": ("Add to the prompt", "加入提示词"),
+    "no_models": (
+        "Only the bundled model is here. Put files into the model folders, or run: danqing models add NAME",
+        "目前只有内置模型。请将文件放入模型文件夹，或运行：danqing models add 名称",
+    ),
+    # PNG info
+    "a_picture": ("A picture made by any tool", "任何工具生成的图片"),
+    "made_with": ("made with", "生成工具"),
+    # settings
+    "language": ("Language", "语言"),
+    "theme": ("Theme", "主题"),
+    "light": ("light", "浅色"),
+    "dark": ("dark", "深色"),
+    "system": ("as the system", "跟随系统"),
+    "queue": ("Queue", "队列"),
+    "pause": ("Pause the queue", "暂停队列"),
+    "resume": ("Resume", "继续"),
+    "loaded": ("Models in memory", "内存中的模型"),
+    "unload": ("Unload all", "全部卸载"),
+    "setting": ("Setting", "设置"),
+    "value": ("Value", "值"),
+    "source": ("From", "来源"),
+    "jobs": ("Jobs", "任务"),
+    "state": ("State", "状态"),
+    "origin": ("Asked by", "来自"),
+    "pictures": ("Pictures", "图片"),
+}
+
+CHOICES: Mapping[str, str] = {
+    # values of choices in Chinese; one that is missing is shown as it is
+    "none": "无", "random": "随机", "all": "全部", "both": "双向", "cpu": "CPU", "gpu": "GPU", "philox": "philox",
+    "original": "原始", "no norm": "不归一化", "ignore": "忽略", "merge": "相加", "switch": "轮换", "composite": "合成",
+    "just resize": "直接缩放", "crop and resize": "裁剪后缩放", "resize and fill": "缩放后填充",
+    "latent upscale": "潜空间放大", "aggressive": "先快后慢", "linear": "线性", "lazy": "先慢后快", "fill": "填充",
+    "latent noise": "潜空间噪声", "latent nothing": "潜空间留空", "balanced": "均衡",
+    "my prompt is more important": "偏向提示词", "controlnet is more important": "偏向 ControlNet",
+    "guess mode": "猜测模式", "concat": "并列", "average": "平均", "add": "相加", "subtract": "相减",
+    "norm average": "归一化平均", "ease in": "渐入", "ease out": "渐出", "ease in-out": "渐入渐出",
+    "reverse in-out": "两端强", "weak input": "弱输入", "weak middle": "弱中间", "weak output": "弱输出",
+    "strong middle": "强中间", "style transfer": "风格迁移", "composition": "构图", "strong style transfer": "强风格迁移",
+    "style and composition": "风格与构图", "style transfer precise": "精确风格迁移", "composition precise": "精确构图",
+}  # fmt: skip
+
+
+def say_in(language: Language) -> Say:
+    """The words of a language. The function raises KeyError for a key that there is not."""
+    index = LANGUAGES.index(language)
+    return lambda key: WORDS[key][index]
+
+
+def wanted(cookie: str, accept_language: str) -> Language:
+    """The language that a person switched to (the cookie's), or else the first of the browser's that there is."""
+    match = re.search(rf"(?:^|;\s*){COOKIE}=(\w+)", cookie)
+    if match is not None and match[1] in LANGUAGES:
+        return "zh" if match[1] == "zh" else "en"
+    ranked = []
+    for order, part in enumerate(accept_language.split(",")):
+        name, _, quality = part.strip().casefold().partition(";q=")
+        try:
+            ranked.append((-float(quality or 1), order, name.strip()[:2]))
+        except ValueError:
+            continue
+    return next(("zh" if name == "zh" else "en" for _, _, name in sorted(ranked) if name in LANGUAGES), "en")
+
+
+@lru_cache(maxsize=1)
+def glossary() -> tuple[tuple[str, str, str, str], ...]:
+    """The glossary's rows: word, 中文, meaning, 说明."""
+    rows = []
+    for line in (FILES / "glossary.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 4 and cells[0] != "word" and set(cells[0]) != {"-"}:
+            rows.append((cells[0], cells[1], cells[2], cells[3]))
+    return tuple(rows)
+
+
+def term(word: str) -> tuple[str, str, str, str] | None:
+    """The glossary's row that begins so."""
+    return next((row for row in glossary() if word in re.split(r", | \(|: ", row[0])), None)
+
+
+def label(group: str, field: str, language: Language) -> str:
+    """What a control is called."""
+    row = _row(group, field)
+    if row is None:
+        return field.replace("_", " ").capitalize()
+    return row[LANGUAGES.index(language)]
+
+
+def tooltip(group: str, field: str, description: str, language: Language) -> str:
+    """What is said of a control: its field's description and, where the glossary has the word, what that means."""
+    row = _row(group, field)
+    said = row[2] if language == "zh" and row is not None else description
+    found = term(GLOSSARY[field]) if field in GLOSSARY and not group else None
+    meaning = "" if found is None else found[3 if language == "zh" else 2]
+    if not meaning or meaning in said or said in meaning:
+        return meaning if len(meaning) > len(said) else said
+    return f"{said} — {meaning}"
+
+
+def choice(value: str, language: Language) -> str:
+    """A choice as it is shown."""
+    return CHOICES.get(value, value) if language == "zh" else value
+
+
+def _row(group: str, field: str) -> tuple[str, str, str] | None:
+    return FIELDS.get(f"{group}.{field}") or FIELDS.get(field)

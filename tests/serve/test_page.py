@@ -1,0 +1,368 @@
+"""The web page over a studio whose painter is a fake: what it shows, what it lets through, and what its buttons do."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+pytest.importorskip("gradio")
+
+from danqing.requests import REQUESTS, ImageToImage, Inpaint, Outpaint, TextToImage, Upscale
+from danqing.serve.app import create_app
+from danqing.serve.engine import Engine
+from danqing.serve.page import cleaned, served
+from danqing.serve.page_controls import Field, fields_of, record_of
+from danqing.serve.page_fields import FIELDS, GLOSSARY
+from danqing.serve.page_gallery import compared
+from danqing.serve.page_paint import Studio, stroke, tokens
+from danqing.serve.page_texts import CHOICES, WORDS, glossary, say_in, term, wanted
+from danqing.serve.settings import ServeSettings
+from studio import fake_studio
+
+BASE = "http://127.0.0.1:7860"
+OWN = re.compile(r"https?://(?:127\.0\.0\.1:7860|www\.w3\.org)")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    engine, _ = fake_studio(tmp_path_factory.mktemp("page") / "data")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine) -> TestClient:
+    app = create_app(engine, ServeSettings(api=False))
+    return TestClient(app, base_url=BASE, client=("127.0.0.1", 50000))
+
+
+class Browser:
+    """Does what Gradio's script does: keeps every component's value, and runs the handlers that hang on one."""
+
+    def __init__(self, client: TestClient, language: str = "en") -> None:
+        self.client, self.headers = client, {"accept-language": language}
+        self.config = client.get("/config", headers=self.headers).json()
+        self.parts = {part["id"]: part for part in self.config["components"]}
+        self.values = {number: part["props"].get("value") for number, part in self.parts.items()}
+        self.props = {number: dict(part["props"]) for number, part in self.parts.items()}
+
+    def find(self, **props: Any) -> int:
+        """The first component with these properties."""
+        return next(n for n, part in self.parts.items() if all(part["props"].get(k) == v for k, v in props.items()))
+
+    def named(self, label: str, after: int = 0) -> int:
+        return next(n for n, part in self.parts.items() if n > after and part["props"].get("label") == label)
+
+    def fire(self, target: int | None, event: str, data: Any = None) -> None:
+        """Run the handlers of an event; `load` is the page's own."""
+        for dependency in self.config["dependencies"]:
+            if [target, event] in [list(each) for each in dependency["targets"]]:
+                self.run(dependency, data)
+
+    def run(self, dependency: dict[str, Any], data: Any = None) -> None:
+        body = {
+            "fn_index": dependency["id"],
+            "data": [self.values[each] for each in dependency["inputs"]],
+            "event_data": data,
+            "session_hash": "test",
+            "trigger_id": dependency["targets"][0][0],
+        }
+        answer = self.client.post("/gradio_api/run/predict", json=body, headers=self.headers)
+        assert answer.status_code == 200, answer.text
+        for number, value in zip(dependency["outputs"], answer.json()["data"]):
+            if isinstance(value, dict) and value.get("__type__") == "update":
+                self.props[number] |= {k: v for k, v in value.items() if k not in ("__type__", "value")}
+                if "value" in value:
+                    self.values[number] = value["value"]
+            else:
+                self.values[number] = value
+
+    def loads(self) -> list[dict[str, Any]]:
+        return [each for each in self.config["dependencies"] if each["targets"][0][1] == "load"]
+
+    def memory(self, tab: str) -> int:
+        return self.find(storage_key=f"danqing-{tab}")
+
+
+def painted(engine: Engine, browser: Browser, tab: str) -> Any:
+    """Press the tab's button and wait; the job."""
+    browser.fire(browser.find(elem_id=f"{tab}-paint"), "click")
+    identity = browser.values[browser.memory(tab)]
+    assert identity, browser.values[browser.find(elem_id=f"{tab}-status")]
+    return engine.wait(identity, 20)
+
+
+def upload(client: TestClient, image: Image.Image, name: str = "a.png") -> dict[str, Any]:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    answer = client.post("/gradio_api/upload", files={"files": (name, data.getvalue(), "image/png")})
+    assert answer.status_code == 200, answer.text
+    return {"path": answer.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_it_is_in_the_browsers_language_and_asks_no_other_host(client: TestClient) -> None:
+    for accept, cookie, language, word in (
+        ("en-GB,en;q=0.9", "", "en", "Paint"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", "", "zh", "作画"),
+        ("zh-CN", "danqing_language=en", "en", "Paint"),
+    ):
+        page = client.get("/", headers={"accept-language": accept, "cookie": cookie})
+        assert page.status_code == 200
+        assert f'lang="{language}"' in page.text
+        assert json.dumps(word)[1:-1] in page.text or word in page.text
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        loaded = re.findall(r"(?:src|href)=[\"'](https?://[^\"']+)", page.text)
+        assert [each for each in loaded if not OWN.match(each)] == []
+        assert "githubusercontent" not in page.text
+        assert '"analytics_enabled": false' in page.text or '"analytics_enabled":false' in page.text
+
+
+def test_which_language_a_browser_wants() -> None:
+    assert wanted("", "") == "en"
+    assert wanted("", "fr, zh-TW;q=0.8, en;q=0.7") == "zh"
+    assert wanted("a=b; danqing_language=zh", "en") == "zh"
+    assert wanted("danqing_language=xx", "en;q=x, zh") == "zh"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/gradio_api/proxy=https://example.org/", "/gradio_api/vibe-edit/", "/gradio_api/process_recording", "/login",
+     "/gradio_api/file=https://example.org/", "/monitoring", "/gradio_api/openapi.json", "/gradio_api/deep_link",
+     "/custom_component/1/client/component/index.js", "/gradio_api/run-history/connect", "/api/v1/nothing"],
+)  # fmt: skip
+def test_what_the_page_does_not_need_is_not_served(client: TestClient, path: str) -> None:
+    assert not served(path)
+    assert client.get(path).status_code in (404, 405)
+    assert client.post(path).status_code in (404, 405)
+
+
+def test_files_beyond_the_page_are_not_served(client: TestClient, engine: Engine) -> None:
+    for path in (engine.folder / "studio.db", Path("/etc/passwd"), engine.folder / "pictures/../studio.db"):
+        assert client.get(f"/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_every_field_of_every_request_has_a_control_and_a_chinese_word(client: TestClient) -> None:
+    browser = Browser(client)
+    labels = [part["props"].get("label") for part in browser.config["components"]]
+    for kind in (TextToImage, ImageToImage, Inpaint, Outpaint, Upscale):
+        for field in fields_of(kind):
+            record = record_of(field)
+            assert field.name in FIELDS, field.name
+            if record is None:
+                assert FIELDS[field.name][0] in labels, field.name
+                continue
+            for each in fields_of(record, field.name):
+                row = FIELDS.get(each.key) or FIELDS.get(each.name)
+                assert row is not None, each.key
+                assert row[0] in labels, each.key
+
+
+def test_texts_are_whole() -> None:
+    assert all(en and zh for en, zh in WORDS.values())
+    assert all(all(row) for row in FIELDS.values())
+    assert all(term(word) for word in GLOSSARY.values()), [w for w in GLOSSARY.values() if not term(w)]
+    assert len(glossary()) > 100
+    assert all(CHOICES.values())
+    assert say_in("zh")("paint") == "作画"
+
+
+def test_one_click_paints(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    job = painted(engine, browser, "txt2img")
+    assert (job.state, job.origin, job.kind) == ("done", "page", "txt2img")
+    assert job.request["prompt"] == "a red apple"
+    assert set(job.request) <= {"prompt", "seed"}
+    timer = next(n for n, part in browser.parts.items() if part["type"] == "timer" and n > browser.memory("txt2img"))
+    browser.fire(timer, "tick")
+    results = browser.values[browser.find(elem_id="txt2img-results")]
+    (picture,) = engine.pictures(job.id)
+    assert results[0]["image"]["url"] == f"{BASE}/api/v1/pictures/{picture.id}/file"
+    assert browser.props[timer]["active"] is False
+    assert client.get(results[0]["image"]["url"]).headers["content-type"] == "image/png"
+
+
+def test_a_job_is_found_again_after_a_reload(client: TestClient, engine: Engine) -> None:
+    before = Browser(client)
+    job = painted(engine, before, "txt2img")
+    after = Browser(client)
+    after.values[after.memory("txt2img")] = job.id  # the browser's own memory
+    for each in after.loads():
+        after.run(each)
+    assert len(after.values[after.find(elem_id="txt2img-results")]) == 1
+    assert "done" in after.values[after.find(elem_id="txt2img-status")]
+
+
+def test_settings_reach_the_request_and_mistakes_are_told(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    prompt = browser.find(elem_id="txt2img-prompt")
+    browser.values[prompt] = "a castle"
+    for label, value in (("Steps", 7), ("Seed", "18446744073709551614"), ("Width", 128), ("Sampler", "Euler a")):
+        browser.values[browser.named(label, prompt)] = value
+    switch = next(n for n, part in browser.parts.items() if n > prompt and part["props"].get("label") == "b1")
+    browser.values[switch] = 1.5
+    on = max(n for n, part in browser.parts.items() if n < switch and part["props"].get("label") == "on")
+    browser.values[on] = True
+    job = painted(engine, browser, "txt2img")
+    asked = {name: job.request[name] for name in ("prompt", "steps", "seed", "width", "sampler_name", "freeu")}
+    assert asked == {
+        "prompt": "a castle", "steps": 7, "seed": 2**64 - 2, "width": 128, "sampler_name": "Euler a",
+        "freeu": {"b1": 1.5},
+    }  # fmt: skip
+    browser.values[browser.named("Sampler", prompt)] = "Eulr"
+    browser.fire(browser.find(elem_id="txt2img-paint"), "click")
+    assert "did you mean" in browser.values[browser.find(elem_id="txt2img-status")]
+
+
+def test_a_brush_stroke_is_a_mask(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    mode = browser.find(elem_id="img2img-mode")
+    browser.values[mode] = "inpaint"
+    browser.fire(mode, "change")
+    canvas = next(n for n, part in browser.parts.items() if part["type"] == "imageeditor")
+    assert browser.props[canvas]["visible"] is True
+    browser.fire(browser.find(elem_id="img2img-paint"), "click")
+    assert "picture first" in browser.values[browser.find(elem_id="img2img-status")]
+    layer = Image.new("RGBA", (64, 64))
+    layer.paste((255, 255, 255, 255), (8, 8, 24, 24))
+    picture = Image.new("RGB", (64, 64), (9, 9, 9))
+    browser.values[canvas] = {
+        "background": upload(client, picture),
+        "layers": [upload(client, layer)],
+        "composite": upload(client, picture),
+    }
+    job = painted(engine, browser, "img2img")
+    assert (job.kind, job.state) == ("inpaint", "done")
+    mask = Image.open(engine.folder / job.request["mask"])
+    assert (mask.getpixel((10, 10)), mask.getpixel((40, 40))) == (255, 0)
+
+
+def test_a_picture_is_painted_over_and_on_and_enlarged(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    mode, file = browser.find(elem_id="img2img-mode"), upload(client, Image.new("RGB", (64, 64), (1, 2, 3)))
+    browser.values[browser.named("Picture", mode)] = file
+    assert painted(engine, browser, "img2img").kind == "img2img"
+    browser.values[mode] = "outpaint"
+    browser.fire(mode, "change")
+    browser.values[browser.named("Left", mode)] = 64
+    job = painted(engine, browser, "img2img")
+    assert (job.kind, job.request["left"]) == ("outpaint", 64)
+    assert "denoising_strength" not in job.request
+    pictures = browser.named("Pictures", browser.find(elem_id="upscale-paint"))
+    browser.values[pictures] = [file]
+    job = painted(engine, browser, "upscale")
+    assert (job.kind, job.state, job.total) == ("upscale", "done", 1)
+
+
+def test_a_file_that_is_no_picture_is_refused(client: TestClient) -> None:
+    answer = client.post("/gradio_api/upload", files={"files": ("a.png", b"<svg onload=alert(1)>", "image/png")})
+    browser = Browser(client)
+    picture = browser.find(elem_id="pnginfo-picture")
+    browser.values[picture] = {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
+    body = next(each for each in browser.config["dependencies"] if [picture, "change"] in map(list, each["targets"]))
+    sent = {"fn_index": body["id"], "data": [browser.values[picture]], "session_hash": "x"}
+    answer = client.post("/gradio_api/run/predict", json=sent)
+    assert answer.status_code == 500
+    assert "no picture" in answer.text
+
+
+def test_the_gallery_finds_keeps_deletes_and_sends(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    browser.values[browser.find(elem_id="txt2img-prompt")] = "a heron in the reeds"
+    browser.values[browser.named("Steps", browser.find(elem_id="txt2img-prompt"))] = 9
+    job = painted(engine, browser, "txt2img")
+    (picture,) = engine.pictures(job.id)
+    browser.values[browser.find(elem_id="gallery-words")] = "heron reeds"
+    browser.fire(browser.find(elem_id="gallery-search"), "click")
+    wall = browser.find(elem_id="gallery-wall")
+    assert [each["image"]["url"].split("/")[-2] for each in browser.values[wall]] == [picture.id]
+    browser.fire(wall, "select", {"index": 0, "value": None})
+    browser.fire(browser.find(elem_id="gallery-delete"), "click")
+    assert engine.store.picture(picture.id).deleted is not None
+    browser.fire(browser.find(elem_id="gallery-undo"), "click")
+    assert engine.store.picture(picture.id).deleted is None
+    fresh = Browser(client)
+    fresh.values[fresh.find(elem_id="gallery-words")] = "heron"
+    fresh.fire(fresh.find(elem_id="gallery-search"), "click")
+    fresh.fire(fresh.find(elem_id="gallery-wall"), "select", {"index": 0, "value": None})
+    fresh.fire(fresh.find(elem_id="gallery-to-txt2img"), "click")
+    assert fresh.values[fresh.find(elem_id="txt2img-prompt")] == "a heron in the reeds"
+    assert fresh.values[fresh.named("Steps", fresh.find(elem_id="txt2img-prompt"))] == 9
+    assert fresh.props[fresh.find(elem_id="dq-tabs")]["selected"] == "txt2img"
+    fresh.fire(fresh.find(elem_id="gallery-to-img2img"), "click")
+    assert fresh.values[fresh.named("Picture", fresh.find(elem_id="img2img-mode"))]["path"].endswith(".png")
+
+
+def test_two_pictures_and_the_fields_that_differ(client: TestClient, engine: Engine) -> None:
+    stored = []
+    for seed in (1, 2):
+        job = engine.wait(engine.submit(TextToImage(prompt="<b>fog</b>", seed=seed, steps=seed)).id, 20)
+        stored += engine.pictures(job.id)
+    table = compared(Studio(engine, ServeSettings(), "en"), *stored)
+    assert "<th>seed</th><td>1</td><td>2</td>" in table
+    assert "<th>prompt</th>" not in table
+
+
+def test_a_plot_is_painted_cell_by_cell(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    browser.values[browser.named("Axis X")] = "Steps"
+    browser.values[browser.find(elem_id="plot-values-x")] = "4, 5, 6"
+    browser.fire(browser.find(elem_id="plot-paint"), "click")
+    kept = browser.values[browser.memory("plot")]
+    assert len(kept["jobs"]) == 3
+    assert {engine.wait(each, 20).state for each in kept["jobs"]} == {"done"}
+    steps = [engine.job(each).request["steps"] for each in kept["jobs"]]
+    assert steps == [4, 5, 6]
+    for each in browser.loads():
+        browser.run(each)
+    sheet = browser.values[browser.find(elem_id="plot-sheet")]
+    assert Image.open(sheet["path"]).width > 3 * 64
+    browser.values[browser.find(elem_id="plot-values-x")] = "4, many"
+    browser.fire(browser.find(elem_id="plot-paint"), "click")
+    assert "many" in browser.values[browser.find(elem_id="plot-status")]
+    browser.values[browser.named("Axis X")] = "Checkpoint name"
+    browser.values[browser.find(elem_id="plot-values-x")] = "/etc/passwd"
+    browser.fire(browser.find(elem_id="plot-paint"), "click")
+    assert "outside the model folders" in browser.values[browser.find(elem_id="plot-status")]
+
+
+def test_png_info_reads_a_picture_and_sends_it(client: TestClient, engine: Engine) -> None:
+    job = engine.wait(engine.submit(TextToImage(prompt="a jade bowl", seed=5, steps=11)).id, 20)
+    (picture,) = engine.pictures(job.id)
+    data = engine.path(picture).read_bytes()
+    answer = client.post("/gradio_api/upload", files={"files": ("b.png", data, "image/png")})
+    browser = Browser(client, "zh")
+    image = browser.find(elem_id="pnginfo-picture")
+    browser.values[image] = {"path": answer.json()[0], "orig_name": "b.png", "meta": {"_type": "gradio.FileData"}}
+    browser.fire(image, "change")
+    assert any(
+        isinstance(value, str) and "a jade bowl" in value and "Steps: 11" in value for value in browser.values.values()
+    )
+    browser.fire(browser.find(elem_id="pnginfo-to-txt2img"), "click")
+    assert browser.values[browser.find(elem_id="txt2img-prompt")] == "a jade bowl"
+
+
+def test_tokens_and_strokes() -> None:
+    assert "3/75" in tokens("a red apple", say_in("en"))
+    assert "/150" in tokens("cat " * 80, say_in("zh"))
+    assert stroke([Image.new("RGBA", (4, 4))]) is None
+    assert stroke([]) is None
+
+
+def test_gradios_html_is_ours() -> None:
+    page = cleaned(
+        '<html lang="en"><head><meta property="og:image" content="https://x.org/"/></head></html>', "zh", "1"
+    )
+    assert page == '<html lang="zh"><head><script>1</script></head></html>'
+
+
+def test_each_request_has_a_tab() -> None:
+    assert set(REQUESTS) == {"txt2img", "img2img", "inpaint", "outpaint"}
+    assert isinstance(next(iter(fields_of(TextToImage))), Field)
