@@ -207,23 +207,26 @@ def safe(component: Any, rules: Rules) -> Any:
     plain = component.preprocess
 
     def preprocess(payload: Any) -> Any:
-        for path in _paths(payload):
-            check_picture(Path(path).read_bytes(), "image", rules)
+        sent = getattr(component, "blob_storage", {}).get(getattr(payload, "id", None))
+        for data in (*_pictures_in(payload), *_pictures_in(sent)):
+            check_picture(data, "image", rules)
         return plain(payload)
 
     component.preprocess = preprocess
     return component
 
 
-def _paths(payload: Any) -> Iterator[str]:
-    if payload is None:
-        return
-    if getattr(payload, "path", None):
-        yield payload.path
-    for each in (getattr(payload, "background", None), getattr(payload, "composite", None)):
-        yield from _paths(each)
-    for each in getattr(payload, "layers", None) or ():
-        yield from _paths(each)
+def _pictures_in(payload: Any) -> Iterator[bytes]:
+    """The bytes of what an image or an image editor was sent: files, or for the editor the bytes themselves."""
+    if isinstance(payload, bytes | bytearray):
+        yield bytes(payload)
+    elif getattr(payload, "path", None):
+        yield Path(payload.path).read_bytes()
+    elif payload is not None:
+        for name in ("background", "composite"):
+            yield from _pictures_in(getattr(payload, name, None))
+        for each in getattr(payload, "layers", None) or ():
+            yield from _pictures_in(each)
 
 
 def choices_of(field: Field, library: Settings) -> list[str] | None:
