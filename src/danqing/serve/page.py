@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from typing import Any
 
 from fastapi import FastAPI
@@ -31,16 +32,13 @@ _BELOW = (
     "/gradio_api/upload",
     "/gradio_api/file=",
     "/gradio_api/heartbeat/",
-    "/gradio_api/queue/",
     "/gradio_api/component_server",
-    "/gradio_api/cancel",
     "/gradio_api/reset",
     "/gradio_api/info",
     "/gradio_api/theme.css",
-    "/gradio_api/startup-events",
 )
-_STREAMS = ("/gradio_api/heartbeat/", "/gradio_api/queue/data")
-_HOUR, _DAY = 3600, 86400
+_STREAMS = ("/gradio_api/heartbeat/", "/gradio_api/upload_progress")
+_HOUR, _DAY = 3600.0, 86400.0
 
 
 def mount(app: FastAPI, engine: Engine, settings: ServeSettings) -> None:
@@ -62,7 +60,7 @@ class Page(BaseRoute):
     def __init__(self, engine: Engine, settings: ServeSettings) -> None:
         self.engine, self.settings = engine, settings
         self._apps: dict[Language, FastAPI] = {}
-        self._running: dict[Language, Any] = {}
+        self._swept = 0.0
         self._lock = threading.Lock()
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -82,16 +80,24 @@ class Page(BaseRoute):
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         language = wanted(headers.get("cookie", ""), headers.get("accept-language", ""))
         app = self._apps.get(language) or await asyncio.to_thread(self.build, language)
-        if language not in self._running:
-            self._running[language] = app.router.lifespan_context(app)
-            await self._running[language].__aenter__()
         path = scope["path"]
         if path == "/":
+            await asyncio.to_thread(self._sweep)
             await _opened(app, language, scope, receive, send)
         elif path.startswith(_STREAMS):
             await self._until_closed(app, scope, receive, send)
         else:
             await app(scope, receive, send)
+
+    def _sweep(self) -> None:
+        """Remove uploads that are older than a day, at most once an hour: jobs have copies of their own."""
+        now = time.time()
+        if now - self._swept < _HOUR:
+            return
+        self._swept = now
+        for file in (self.engine.folder / "page").rglob("*"):
+            if file.is_file() and now - file.stat().st_mtime > _DAY:
+                file.unlink(missing_ok=True)
 
     async def _until_closed(self, app: FastAPI, scope: Scope, receive: Receive, send: Send) -> None:
         """Streams end with the engine, so that the server need not wait for open pages."""
@@ -160,7 +166,7 @@ def _application(engine: Engine, settings: ServeSettings, language: Language) ->
     inner = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     return gr.mount_gradio_app(
         inner,
-        blocks(engine, settings, language, (_HOUR, _DAY)),
+        blocks(engine, settings, language),
         path="/",
         allowed_paths=[str(engine.folder / "pictures")],
         show_error=True,

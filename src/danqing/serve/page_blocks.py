@@ -27,11 +27,11 @@ def theme() -> gr.themes.Base:
     )
 
 
-def blocks(engine: Engine, served: ServeSettings, language: Language, keep: tuple[int, int]) -> gr.Blocks:
-    """The page in a language. Files that it made are looked through every keep[0] seconds, and kept keep[1]."""
+def blocks(engine: Engine, served: ServeSettings, language: Language) -> gr.Blocks:
+    """The page in a language."""
     studio = Studio(engine, served, language)
     say = studio.say
-    page = gr.Blocks(title=say("title"), analytics_enabled=False, fill_width=True, delete_cache=keep)
+    page = gr.Blocks(title=say("title"), analytics_enabled=False, fill_width=True)
     with page:
         gr.HTML(f'<div class="dq-title"><h1>{say("title")}</h1><span>{say("tagline")}</span></div>')
         with gr.Tabs(selected="txt2img", elem_id="dq-tabs") as choose:
