@@ -23,7 +23,9 @@ from danqing.serve.engine import Engine
 from danqing.serve.page_texts import FILES, Language, wanted
 from danqing.serve.settings import ServeSettings
 
-_EXACT = frozenset({"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt"})
+_EXACT = frozenset(
+    {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/gradio_api/app_id"}
+)
 _BELOW = (
     "/assets/",
     "/static/",
@@ -37,6 +39,7 @@ _BELOW = (
     "/gradio_api/info",
     "/gradio_api/theme.css",
 )
+_EXAMPLES = re.compile(r"https://(?:raw\.githubusercontent|github)\.com/[\w./-]*")
 _STREAMS = ("/gradio_api/heartbeat/", "/gradio_api/upload_progress")
 _HOUR, _DAY = 3600.0, 86400.0
 
@@ -81,7 +84,7 @@ class Page(BaseRoute):
         language = wanted(headers.get("cookie", ""), headers.get("accept-language", ""))
         app = self._apps.get(language) or await asyncio.to_thread(self.build, language)
         path = scope["path"]
-        if path == "/":
+        if path == "/" and scope["method"] in ("GET", "HEAD"):
             await asyncio.to_thread(self._sweep)
             await _opened(app, language, scope, receive, send)
         elif path.startswith(_STREAMS):
@@ -147,8 +150,12 @@ async def _opened(app: FastAPI, language: Language, scope: Scope, receive: Recei
 
 
 def cleaned(page: str, language: Language, script: str) -> str:
-    """Gradio's HTML in our language, with our script first, and without its notes to other hosts' robots."""
+    """Gradio's HTML in our language, with our script first, and without a word of other hosts.
+
+    Those are its notes to robots, and the examples in its description of an API that nobody calls.
+    """
     page = re.sub(r"<meta\s+(?:property|name)=\"(?:og|twitter):[^>]*>", "", page)
+    page = _EXAMPLES.sub("", page)
     page = page.replace('lang="en"', f'lang="{"zh" if language == "zh" else "en"}"', 1)
     return page.replace("<head>", f"<head><script>{script}</script>", 1)
 

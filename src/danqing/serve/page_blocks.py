@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from danqing.serve.engine import Engine
-from danqing.serve.page_gallery import gallery
-from danqing.serve.page_paint import Studio, base_url, followed, img2img, on, txt2img, upscale
+from danqing.serve.page_gallery import gallery, picture_of, send
+from danqing.serve.page_paint import TABS, Studio, base_url, followed, img2img, on, txt2img, upscale
 from danqing.serve.page_plot import followed_plot, plot
 from danqing.serve.page_texts import Language
-from danqing.serve.page_tools import models, picture_of, pnginfo, settings, words
+from danqing.serve.page_tools import models, pnginfo, settings, told_picture, words
 from danqing.serve.settings import ServeSettings
 
 _FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
@@ -36,12 +37,12 @@ def blocks(engine: Engine, served: ServeSettings, language: Language) -> gr.Bloc
         gr.HTML(f'<div class="dq-title"><h1>{say("title")}</h1><span>{say("tagline")}</span></div>')
         with gr.Tabs(selected="txt2img", elem_id="dq-tabs") as choose:
             tabs = {}
-            for name, draw in (("txt2img", txt2img), ("img2img", img2img), ("upscale", upscale)):
+            for name, draw in zip(TABS, (txt2img, img2img, upscale)):
                 with gr.Tab(say(name), id=name, elem_id=f"tab-{name}"):
                     tabs[name] = draw(studio)
             with gr.Tab(say("plot"), id="plot", elem_id="tab-plot"):
                 sheet = plot(studio, tabs["txt2img"])
-            told = picture_of(studio)
+            told = told_picture(studio)
             with gr.Tab(say("gallery"), id="gallery", elem_id="tab-gallery") as wall:
                 hung = gallery(studio, tabs, choose, told)
             with gr.Tab(say("models"), id="models", elem_id="tab-models") as shelf:
@@ -61,6 +62,8 @@ def blocks(engine: Engine, served: ServeSettings, language: Language) -> gr.Bloc
             def again(identity: str, request: gr.Request) -> tuple[Any, ...]:
                 return followed(studio, identity, base_url(request, served))
 
-            on(page.load, again, [tab.job], [tab.status, tab.results, tab.info, tab.timer])
+            on(page.load, again, [tab.job], tab.followed)
+            for name, button in tab.sends.items():
+                send(studio, button.click, tabs[name], [tab.chosen], partial(picture_of, studio), choose, tab.status)
         on(page.load, lambda kept: followed_plot(studio, kept), [sheet.job], [sheet.status, sheet.results, sheet.timer])
     return page

@@ -147,7 +147,7 @@ def _details(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) ->
     on(delete.click, lambda chosen: _changed(studio, chosen, deleted=True), [identity], [note])
     on(undo.click, lambda chosen: _changed(studio, chosen, deleted=False), [identity], [note])
     for name, tab in tabs.items():
-        send(studio, sends[name].click, tab, [identity], lambda chosen: _of(studio, chosen), choose, note)
+        send(studio, sends[name].click, tab, [identity], lambda chosen: picture_of(studio, chosen), choose, note)
     on(
         sends["pnginfo"].click,
         lambda chosen: (
@@ -172,7 +172,7 @@ def _changed(studio: Studio, identity: str, **changes: Any) -> str:
     return message(studio.say("deleted" if changes.get("deleted") else "done"))
 
 
-def _of(studio: Studio, identity: str) -> tuple[str, dict[str, Any]]:
+def picture_of(studio: Studio, identity: str) -> tuple[str, dict[str, Any]]:
     """(file, request's fields) of a picture of the gallery; no fields where it does not say how it was made."""
     path = studio.engine.path(studio.engine.store.picture(identity))
     return str(path), request_fields(str(path))

@@ -24,6 +24,8 @@ from danqing.serve.settings import ServeSettings
 from danqing.serve.work import Enlarge
 
 TEXTS = ("prompt", "negative_prompt")
+TABS = ("txt2img", "img2img", "upscale")
+"""Those that paint, by their names."""
 GROUPS: Mapping[str, tuple[str, ...]] = {
     # where each field stands; what is named nowhere is under `more`
     "main": ("model", "steps", "cfg_scale", "width", "height", "sampler_name", "scheduler", "seed", "batch_size",
@@ -89,12 +91,21 @@ class Tab:
     timer: Any
     results: Any
     info: Any
+    chosen: Any
+    """Id of the result that is looked at."""
+    sends: Mapping[str, Any] = field(default_factory=dict)
+    """Buttons that send it to other tabs."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Components of this tab alone."""
 
     @property
     def components(self) -> list[Any]:
         return [control.component for control in self.controls]
+
+    @property
+    def followed(self) -> list[Any]:
+        """What `followed` fills."""
+        return [self.status, self.results, self.info, self.chosen, self.timer]
 
 
 def base_url(request: gr.Request, settings: ServeSettings) -> str:
@@ -328,8 +339,8 @@ def _buttons(studio: Studio, name: str) -> dict[str, Any]:
     return {"paint": paint, **made}
 
 
-def _outputs(studio: Studio, name: str) -> tuple[Any, Any, Any, Any, Any]:
-    """(status, job, timer, results, info)."""
+def _outputs(studio: Studio, name: str) -> tuple[Any, ...]:
+    """(status, job, timer, results, info, chosen, sends): the components of a Tab from its status on."""
     say = studio.say
     status = gr.HTML(message(say("ready")), elem_id=f"{name}-status")
     results = gr.Gallery(
@@ -338,8 +349,12 @@ def _outputs(studio: Studio, name: str) -> tuple[Any, Any, Any, Any, Any]:
     )  # fmt: skip
     info = gr.Textbox(label=say("result_info"), lines=4, max_lines=14, interactive=False, buttons=["copy"])
     job = gr.BrowserState("", storage_key=f"danqing-{name}", secret="danqing")
-    timer = gr.Timer(0.8, active=False)
-    return status, job, timer, results, info
+    with gr.Row():
+        sends = {
+            each: gr.Button(f"{say('send')} {say(each)}", size="sm", min_width=120, elem_id=f"{name}-to-{each}")
+            for each in TABS
+        }
+    return status, job, gr.Timer(0.8, active=False), results, info, gr.State(""), sends
 
 
 def _submitted(studio: Studio, kind: type[BaseModel], fields: dict[str, Any]) -> tuple[Any, ...]:
@@ -367,17 +382,23 @@ def _wire(
     def follow(identity: str, request: gr.Request) -> tuple[Any, ...]:
         return followed(studio, identity, base_url(request, studio.settings))
 
-    outputs = [tab.status, tab.results, tab.info, tab.timer]
-    on(tab.timer.tick, follow, [tab.job], outputs)
+    def choose(identity: str, event: gr.SelectData) -> tuple[str, str]:
+        pictures = engine.pictures(identity)
+        index = event.index if isinstance(event.index, int) and event.index < len(pictures) else 0
+        return (pictures[index].id, pictures[index].infotext) if pictures else ("", "")
+
+    on(tab.timer.tick, follow, [tab.job], tab.followed)
+    on(tab.results.select, choose, [tab.job], [tab.chosen, tab.info])
 
 
 def followed(studio: Studio, identity: str, base: str) -> tuple[Any, ...]:
-    """(status, results, info, timer) of a job; the timer stops when it is over."""
+    """(status, results, info, chosen, timer) of a job; the timer stops when it is over."""
     if not identity:
-        return message(studio.say("ready")), gr.skip(), gr.skip(), gr.Timer(active=False)
+        return message(studio.say("ready")), gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)
     shown = look(studio.engine, identity, studio.say)
     files = shown_files(shown.pictures, base) if shown.pictures or shown.over else gr.skip()
-    return shown.status, files, shown.info, gr.Timer(active=not shown.over)
+    first = shown.pictures[0].id if shown.pictures else ""
+    return shown.status, files, shown.info, first, gr.Timer(active=not shown.over)
 
 
 def _told(act: Callable[[str], Any], identity: str) -> None:

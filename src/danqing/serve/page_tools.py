@@ -159,7 +159,7 @@ def told(studio: Studio, path: str | None) -> tuple[str, str]:
     return "\n\n".join([text, *found.notes]), message(f"{studio.say('made_with')} {found.tool}")
 
 
-def picture_of(studio: Studio) -> Any:
+def told_picture(studio: Studio) -> Any:
     """PNG info's picture, to be drawn later: other tabs send pictures to it."""
     image = gr.Image(
         type="filepath", image_mode=None, label=studio.say("a_picture"), sources=["upload", "clipboard"],
