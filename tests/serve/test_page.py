@@ -23,7 +23,7 @@ from danqing.serve.page import cleaned, served
 from danqing.serve.page_controls import Field, fields_of, record_of
 from danqing.serve.page_fields import FIELDS, GLOSSARY
 from danqing.serve.page_gallery import compared
-from danqing.serve.page_paint import Studio, stroke, tokens
+from danqing.serve.page_paint import Studio, fitted, stroke, tokens
 from danqing.serve.page_texts import CHOICES, WORDS, glossary, say_in, term, wanted
 from danqing.serve.page_tools import cards_of, glossary_table, tag
 from danqing.serve.settings import ServeSettings
@@ -291,6 +291,31 @@ def test_a_picture_is_painted_over_and_on_and_enlarged(client: TestClient, engin
     browser.values[pictures] = [file]
     job = painted(engine, browser, "upscale")
     assert (job.kind, job.state, job.total) == ("upscale", "done", 1)
+
+
+def test_a_photograph_is_painted_at_the_models_own_area(client: TestClient) -> None:
+    assert fitted((4000, 3000), (512, 512)) == (592, 440)
+    assert fitted((500, 500), (512, 512)) == (None, None)
+    assert fitted((10_000, 10), (128, 128))[1] == 64
+    browser = Browser(client)
+    mode = browser.find(elem_id="img2img-mode")
+    picture, width = browser.named("Picture", mode), browser.named("Width", mode)
+    browser.values[picture] = upload(client, Image.new("RGB", (400, 200)))
+    browser.fire(picture, "upload")
+    assert browser.values[width] == 2 * browser.values[browser.named("Height", mode)] + 8
+
+
+def test_a_sketch_is_painted_over(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    mode = browser.find(elem_id="img2img-mode")
+    browser.values[mode] = "sketch"
+    browser.fire(mode, "change")
+    sheet = [n for n, part in browser.parts.items() if part["type"] == "imageeditor"][1]
+    drawn = upload(client, Image.new("RGB", (800, 800), (200, 10, 10)))
+    browser.values[sheet] = {"background": None, "layers": [drawn], "composite": drawn}
+    job = painted(engine, browser, "img2img")
+    assert (job.kind, job.state, job.request["width"]) == ("img2img", "done", job.request["height"])
+    assert job.request["width"] < 800
 
 
 def test_a_file_that_is_no_picture_is_refused(client: TestClient) -> None:

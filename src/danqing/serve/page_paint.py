@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,9 @@ import gradio as gr
 from PIL import Image, ImageChops
 from pydantic import BaseModel
 
+from danqing.checkpoints.checkpoint import open_checkpoint
 from danqing.errors import DanqingError
+from danqing.library.folders import BUNDLED
 from danqing.prompts.chunks import chunks
 from danqing.prompts.grammar import understand
 from danqing.prompts.tokenizer import clip
@@ -170,6 +173,11 @@ def img2img(studio: Studio) -> Tab:
             *changed,
         ]
 
+    named = {control.path: control.component for control in controls}
+    sizes = [named["model",], named["width",], named["height",]]
+    for component in (image, canvas["inpaint"]):
+        on(component.upload, partial(_sized, studio), [component, sizes[0]], sizes[1:])
+
     places = [canvas["inpaint"], canvas["sketch"], groups["mask"], groups["outpaint"], *tab.components]
     on(mode.change, switch, [mode], places)
 
@@ -178,11 +186,15 @@ def img2img(studio: Studio) -> Tab:
         fields = asked(kind, controls, values)
         if name == "sketch" and drawn is not None:
             fields["image"] = drawn["composite"]
+            if "width" not in fields and "height" not in fields:
+                fields |= dict(
+                    zip(("width", "height"), fitted(drawn["composite"].size, native(studio, fields.get("model"))))
+                )
         if name == "inpaint" and painted is not None and painted["background"] is not None:
             fields["image"] = painted["background"]
             mask = stroke(painted["layers"])
             if mask is not None:
-                fields["mask"] = mask
+                fields["mask"] = mask.resize(painted["background"].size)
             elif "mask" not in fields and "mask_text" not in fields:
                 return _refused(say("no_mask"))
         if fields.get("image") is None:
@@ -317,6 +329,37 @@ def stroke(layers: Sequence[Image.Image]) -> Image.Image | None:
         alpha = layer.convert("RGBA").getchannel("A").point(lambda value: 255 if value else 0)
         mask = alpha if mask is None else ImageChops.lighter(mask, alpha)
     return mask if mask is not None and mask.getbbox() is not None else None
+
+
+def native(studio: Studio, model: str | None) -> tuple[int, int]:
+    """The size that a model paints by itself. Raises DanqingError where there is no such model."""
+    entry = studio.engine.models.check(model or None) or BUNDLED
+    defaults = open_checkpoint(entry.path).family.defaults
+    return defaults.width, defaults.height
+
+
+def fitted(size: tuple[int, int], own: tuple[int, int]) -> tuple[int | None, int | None]:
+    """The size at which a picture is painted over: a model's own area in the picture's shape, or unset if it is smaller."""
+    scale = math.sqrt(own[0] * own[1] / (size[0] * size[1]))
+    if scale >= 1:
+        return None, None
+    width, height = (max(64, round(side * scale / 8) * 8) for side in size)
+    return width, height
+
+
+def _sized(studio: Studio, picture: Any, model: str | None) -> tuple[int | None, int | None]:
+    """A photograph has more pixels than most models paint well, or a machine soon: what it is painted at is shown."""
+    background = picture["background"] if isinstance(picture, dict) else picture
+    if background is None:
+        return None, None
+    try:
+        own = native(studio, model)
+    except DanqingError:
+        return None, None
+    if isinstance(background, Image.Image):
+        return fitted(background.size, own)
+    with Image.open(background) as image:
+        return fitted(image.size, own)
 
 
 def _canvas(label: str, rules: Any, brush: gr.Brush) -> Any:
