@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Message, Receive, Scope, Send
 
+from danqing.errors import DanqingError
 from danqing.serve.engine import Engine
 from danqing.serve.page_texts import FILES, Language, wanted
 from danqing.serve.settings import ServeSettings
@@ -45,7 +47,12 @@ _HOUR, _DAY = 3600.0, 86400.0
 
 
 def mount(app: FastAPI, engine: Engine, settings: ServeSettings) -> None:
-    """Serve the page at `/`. Gradio is loaded when it is first asked for, or by `app.state.page.build`."""
+    """Serve the page at `/`. Gradio is loaded when it is first asked for, or by `app.state.page.build`.
+
+    Raises DanqingError where it is not installed.
+    """
+    if find_spec("gradio") is None:
+        raise DanqingError("page: needs the package gradio; pip install 'danqing[serve]', or start with --no-page")
     shutil.rmtree(engine.folder / "page", ignore_errors=True)  # uploads of the last run; jobs have their own copies
     app.state.page = Page(engine, settings)
     app.router.routes.append(app.state.page)

@@ -60,7 +60,7 @@ def blocks(engine: Engine, served: ServeSettings, language: Language) -> gr.Bloc
         for tab in tabs.values():
 
             def again(identity: str, request: gr.Request) -> tuple[Any, ...]:
-                return followed(studio, identity, base_url(request, served))
+                return followed(studio, identity, (), base_url(request, served))
 
             on(page.load, again, [tab.job], tab.followed)
             for name, button in tab.sends.items():

@@ -88,7 +88,8 @@ class Field:
 
     def bounds(self) -> tuple[float | None, float | None]:
         """Least and largest value."""
-        least = most = None
+        least: Any = None
+        most: Any = None
         for each in (*self.info.metadata, *_metadata(self.info.annotation)):
             if isinstance(each, annotated_types.Ge):
                 least = each.ge
@@ -96,7 +97,7 @@ class Field:
                 least = each.gt
             elif isinstance(each, annotated_types.Le):
                 most = each.le
-        return least, most  # type: ignore[return-value]
+        return least, most
 
 
 def fields_of(kind: type[BaseModel], group: str = "") -> Iterator[Field]:
@@ -158,10 +159,10 @@ def _control(field: Field, path: tuple[str, ...], language: Language, library: S
     if kind is bool:
         return Control(path, gr.Dropdown([(automatic, ""), ("✓", "true"), ("✗", "false")], value="", **words), "")
     if get_origin(kind) is Literal:
-        rows = [(choice(str(value), language), value) for value in get_args(kind)]
+        named = [(choice(str(value), language), value) for value in get_args(kind)]
         if default is None:
-            rows.insert(0, (automatic, ""))
-        return Control(path, gr.Dropdown(rows, value="" if default is None else default, **words), default or "")
+            named.insert(0, (automatic, ""))
+        return Control(path, gr.Dropdown(named, value="" if default is None else default, **words), default or "")
     if kind in (int, float):
         return _number(field, path, words, automatic)
     value = default if isinstance(default, str) else "+".join(map(str, default)) if field.name == "layers" else ""

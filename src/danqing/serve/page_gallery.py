@@ -217,8 +217,12 @@ def send(
 
 
 def _fitting(tab: Tab, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes sense on another tab: a picture that is painted over has its own size and strength."""
-    apart = {"width", "height", "denoising_strength"} if tab.name == "img2img" and "image" not in fields else set()
+    """What makes sense on another tab: a picture that is painted over has its own size, and each kind its own strength."""
+    apart: set[str] = set()
+    if tab.name == "img2img" and "image" not in fields:
+        apart = {"width", "height", "denoising_strength"}
+    elif tab.name == "txt2img" and not fields.get("enable_hr"):
+        apart = {"denoising_strength"}
     return {name: value for name, value in fields.items() if name not in apart}
 
 

@@ -96,6 +96,8 @@ class Tab:
     info: Any
     chosen: Any
     """Id of the result that is looked at."""
+    seen: Any
+    """Ids of the results that are shown."""
     sends: Mapping[str, Any] = field(default_factory=dict)
     """Buttons that send it to other tabs."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +110,7 @@ class Tab:
     @property
     def followed(self) -> list[Any]:
         """What `followed` fills."""
-        return [self.status, self.results, self.info, self.chosen, self.timer]
+        return [self.status, self.results, self.info, self.chosen, self.seen, self.timer]
 
 
 def base_url(request: gr.Request, settings: ServeSettings) -> str:
@@ -125,7 +127,7 @@ def txt2img(studio: Studio) -> Tab:
             controls += grouped(studio, [TextToImage], ("main", "hires"))
         with gr.Column(scale=4, min_width=320):
             outputs = _outputs(studio, "txt2img")
-    tab = Tab("txt2img", tuple(controls), *outputs)
+    tab = Tab("txt2img", tuple(controls), **outputs)
 
     def submit(*values: Any) -> tuple[Any, ...]:
         return _submitted(studio, TextToImage, asked(TextToImage, controls, values))
@@ -152,7 +154,7 @@ def img2img(studio: Studio) -> Tab:
         with gr.Column(scale=4, min_width=320):
             outputs = _outputs(studio, "img2img")
     image = next(control.component for control in controls if control.path == ("image",))
-    tab = Tab("img2img", tuple(controls), *outputs, extra={"mode": mode, "image": image, **canvas})
+    tab = Tab("img2img", tuple(controls), **outputs, extra={"mode": mode, "image": image, **canvas})
 
     def switch(name: str) -> list[Any]:
         kind = MODES[name]
@@ -224,7 +226,7 @@ def upscale(studio: Studio) -> Tab:
             controls += grouped(studio, [Enlarge], ("upscale", "faces"), {"images"})
         with gr.Column(scale=4, min_width=320):
             outputs = _outputs(studio, "upscale")
-    tab = Tab("upscale", tuple(controls), *outputs, extra={"images": controls[0].component})
+    tab = Tab("upscale", tuple(controls), **outputs, extra={"images": controls[0].component})
 
     def submit(*values: Any) -> tuple[Any, ...]:
         fields = asked(Enlarge, controls, values)
@@ -382,8 +384,8 @@ def _buttons(studio: Studio, name: str) -> dict[str, Any]:
     return {"paint": paint, **made}
 
 
-def _outputs(studio: Studio, name: str) -> tuple[Any, ...]:
-    """(status, job, timer, results, info, chosen, sends): the components of a Tab from its status on."""
+def _outputs(studio: Studio, name: str) -> dict[str, Any]:
+    """The components of a Tab from its status on, by their names there."""
     say = studio.say
     status = gr.HTML(message(say("ready")), elem_id=f"{name}-status")
     results = gr.Gallery(
@@ -397,7 +399,16 @@ def _outputs(studio: Studio, name: str) -> tuple[Any, ...]:
             each: gr.Button(f"{say('send')} {say(each)}", size="sm", min_width=120, elem_id=f"{name}-to-{each}")
             for each in TABS
         }
-    return status, job, gr.Timer(0.8, active=False), results, info, gr.State(""), sends
+    return {
+        "status": status,
+        "job": job,
+        "timer": gr.Timer(0.8, active=False),
+        "results": results,
+        "info": info,
+        "chosen": gr.State(""),
+        "seen": gr.State(()),
+        "sends": sends,
+    }
 
 
 def _submitted(studio: Studio, kind: type[BaseModel], fields: dict[str, Any]) -> tuple[Any, ...]:
@@ -422,26 +433,31 @@ def _wire(
     for name in ("interrupt", "skip", "cancel"):
         on(buttons[name].click, partial(_told, getattr(engine, name)), [tab.job], None)
 
-    def follow(identity: str, request: gr.Request) -> tuple[Any, ...]:
-        return followed(studio, identity, base_url(request, studio.settings))
+    def follow(identity: str, seen: Sequence[str], request: gr.Request) -> tuple[Any, ...]:
+        return followed(studio, identity, seen, base_url(request, studio.settings))
 
     def choose(identity: str, event: gr.SelectData) -> tuple[str, str]:
         pictures = engine.pictures(identity)
         index = event.index if isinstance(event.index, int) and event.index < len(pictures) else 0
         return (pictures[index].id, pictures[index].infotext) if pictures else ("", "")
 
-    on(tab.timer.tick, follow, [tab.job], tab.followed)
+    on(tab.timer.tick, follow, [tab.job, tab.seen], tab.followed)
     on(tab.results.select, choose, [tab.job], [tab.chosen, tab.info])
 
 
-def followed(studio: Studio, identity: str, base: str) -> tuple[Any, ...]:
-    """(status, results, info, chosen, timer) of a job; the timer stops when it is over."""
+def followed(studio: Studio, identity: str, seen: Sequence[str], base: str) -> tuple[Any, ...]:
+    """What a tab shows of a job, in the order of `Tab.followed`; `seen` are the pictures that it shows by now.
+
+    Results are sent when there are new ones, so that one that is looked at stays open; the timer stops with the job.
+    """
     if not identity:
-        return message(studio.say("ready")), gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)
+        return message(studio.say("ready")), gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)
     shown = look(studio.engine, identity, studio.say)
-    files = shown_files(shown.pictures, base) if shown.pictures or shown.over else gr.skip()
-    first = shown.pictures[0].id if shown.pictures else ""
-    return shown.status, files, shown.info, first, gr.Timer(active=not shown.over)
+    timer = gr.Timer(active=not shown.over)
+    ids = tuple(each.id for each in shown.pictures)
+    if not ids or ids == tuple(seen or ()):
+        return shown.status, gr.skip(), shown.info, gr.skip(), gr.skip(), timer
+    return shown.status, shown_files(shown.pictures, base), shown.info, ids[0], ids, timer
 
 
 def _told(act: Callable[[str], Any], identity: str) -> None:

@@ -48,7 +48,7 @@ def plot(studio: Studio, source: Tab) -> Tab:
     image = gr.Image(label=say("sheet"), type="pil", format="png", interactive=False, elem_id="plot-sheet")
     memory = gr.BrowserState({}, storage_key="danqing-plot", secret="danqing")
     timer = gr.Timer(1.5, active=False)
-    tab = Tab("plot", (), status, memory, timer, image, None, None)
+    tab = Tab("plot", (), status, memory, timer, image, None, None, None)
 
     def submit(*values: Any) -> tuple[Any, ...]:
         given, letters, fields = values[:6], values[6], values[7:]

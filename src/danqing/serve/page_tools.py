@@ -14,7 +14,6 @@ from PIL import Image
 
 from danqing.errors import DanqingError
 from danqing.library.listing import Row, list_models
-from danqing.library.names import known
 from danqing.library.settings import show
 from danqing.metadata.files import read_picture
 from danqing.metadata.read import as_infotext, tell
@@ -23,7 +22,7 @@ from danqing.serve.page_controls import safe
 from danqing.serve.page_gallery import request_fields, send, table_of
 from danqing.serve.page_jobs import message
 from danqing.serve.page_paint import Studio, Tab, on
-from danqing.serve.page_texts import COOKIE, LANGUAGES, glossary
+from danqing.serve.page_texts import COOKIE, glossary
 
 _ADAPTERS = ("lora", "embedding", "hypernetwork")
 _PREVIEWS = (".preview.png", ".png", ".preview.jpg", ".jpg", ".jpeg", ".webp")
@@ -47,7 +46,6 @@ def models(studio: Studio, prompt: Any) -> Callable[..., Any]:
     cards = gr.HTML("")
 
     def find(part: str, of: str) -> tuple[Any, ...]:
-        known.cache_clear() if hasattr(known, "cache_clear") else None
         rows = list_models(library)
         kinds = sorted({row.kind for row in rows})
         tags = [(stem(each), tag(stem(each), each.kind)) for each in entries(library, "lora", "hypernetwork")]
@@ -180,7 +178,6 @@ def settings(studio: Studio) -> Callable[..., Any]:
             label=say("theme"),
             elem_id="dq-theme",
         )
-    assert set(LANGUAGES) == {"en", "zh"}
     on(language.input, None, [language], None, js=f"name => window.danqing.language('{COOKIE}', name)")
     on(theme.input, None, [theme], None, js="name => window.danqing.theme(name)")
     with gr.Row():

@@ -32,7 +32,7 @@ window.danqing = (() => {
         // a text's last letters are taken over before the button is
         document.activeElement?.dispatchEvent(new Event("change", { bubbles: true }));
         setTimeout(() => paint.click(), 50);
-      } else if (event.key === "Escape" && !document.fullscreenElement) {
+      } else if (event.key === "Escape" && !document.fullscreenElement && !document.activeElement?.closest(".preview")) {
         button(".dq-interrupt")?.click();
       }
     },
