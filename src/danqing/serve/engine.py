@@ -502,7 +502,7 @@ class Engine:
 
     def _not_painted(self, job: Job) -> Progress:
         have = len(self.store.pictures(job.id)) + len(job.skipped)
-        text = job.state if job.over else "queued"
+        text: str = job.state if job.over else "queued"
         if job.state == "queued":
             before = [each.id for each in self.store.jobs(("queued", "running"), limit=10_000)]
             text = f"queued, {before.index(job.id)} before it" if job.id in before else "queued"
