@@ -29,7 +29,7 @@ class Flag:
 
 
 _CHOSEN = "Danqing chooses by the machine"
-_PAGE = "Danqing has a page of its own"
+_PAGE = "there is no web page yet"
 
 
 def _nothing(why: str, value: bool = False) -> Flag:
@@ -41,7 +41,8 @@ FLAGS: Mapping[str, Flag] = {
     "--gradio-auth": Flag("auth", True),
     "--api-auth": Flag("auth", True),
     "--server-name": Flag("set", True, "host"),
-    "--nowebui": Flag("set", False, "page", False),
+    "--nowebui": _nothing(_PAGE),
+    "--autolaunch": _nothing(_PAGE),
     "--api": _nothing("the APIs are always there"),
     "--medvram": Flag("set", False, "memory", "6GB"),
     "--medvram-sdxl": Flag("set", False, "memory", "6GB"),
@@ -71,7 +72,7 @@ FLAGS: Mapping[str, Flag] = {
     "--tls-certfile": Flag("set", True, "certificate"),
     "--tls-keyfile": Flag("set", True, "key"),
     "--cors-allow-origins": Flag("set", True, "cors_allow_origins"),
-    "--theme": _nothing("the page has light and dark by the browser", True),
+    "--theme": _nothing(_PAGE, True),
     "--xformers": _nothing(_CHOSEN),
     "--opt-sdp-attention": _nothing(_CHOSEN),
     "--opt-sdp-no-mem-attention": _nothing(_CHOSEN),
@@ -96,7 +97,7 @@ FLAGS: Mapping[str, Flag] = {
     "--no-gradio-queue": _nothing(_PAGE),
     "--gradio-queue": _nothing(_PAGE),
     "--gradio-debug": _nothing(_PAGE),
-    "--hide-ui-dir-config": _nothing("the page never changes folders"),
+    "--hide-ui-dir-config": _nothing(_PAGE),
     "--freeze-settings": _nothing(_PAGE),
     "--freeze-settings-in-sections": _nothing(_PAGE, True),
     "--ui-config-file": _nothing(_PAGE, True),

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from danqing.families import Model
-from danqing.models.conditioning import Conditioning
 from danqing.pipeline.resolve import resolve
 from danqing.pipeline.run import Run, prepare
+from danqing.pipeline.together import joined
 from danqing.request_parts import Reference
 from danqing.requests import ResolvedRequest, TextToImage, read
 from danqing.runtime.memory import Plan
@@ -77,25 +77,10 @@ def _together(batch: Sequence[tuple[ResolvedRequest, Run]]) -> list[Tensor]:
     """(3, H, W) uint8 of each: one run of the sampler over all of them."""
     run = batch[0][1]
     if len(batch) > 1:
-        joined = _joined([each.positive[0] for _, each in batch])
-        run = replace(run, positive=(joined,), plans=(Plan(len(batch)), *run.plans))
+        one = joined([each.positive[0] for _, each in batch])
+        run = replace(run, positive=(one,), plans=(Plan(len(batch)), *run.plans))
     latents = torch.empty(0)
     for step in run.steps([resolved for resolved, _ in batch]):
         latents = step.latents
     images = [run.picture(latents[index : index + 1]) for index in range(len(batch))]
     return [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
-
-
-def _joined(branches: Sequence[Conditioning]) -> Conditioning:
-    """Conditionings of one picture each as one of all the pictures."""
-    first = branches[0]
-
-    def cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        return None if tensors[0] is None else torch.cat([tensor for tensor in tensors if tensor is not None])
-
-    return replace(
-        first,
-        context=torch.cat([branch.context for branch in branches]),
-        mask=cat([branch.mask for branch in branches]),
-        pooled=cat([branch.pooled for branch in branches]),
-    )

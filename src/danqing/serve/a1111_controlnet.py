@@ -71,7 +71,7 @@ def units(args: list[Any], opened: Opened, notes: list[str]) -> Fields:
             if unit not in (None, False):
                 raise HTTPException(422, f"ControlNet: unit {number} should be an object, but it is {quoted(unit)}")
             continue
-        values = {_OLD_NAMES.get(name, name): value for name, value in unit.items()}
+        values: Fields = {_OLD_NAMES.get(str(name), str(name)): value for name, value in unit.items()}
         if values.get("enabled", True) in (False, None) or not _asks(values):
             continue
         notes += [f"ControlNet unit {number}: {note}" for note in _left_out(values)]

@@ -83,8 +83,8 @@ def _upscaler_label(file: str) -> str:
 
 def upscalers(settings: Settings) -> list[Row]:
     """The resamplers, AUTOMATIC1111's None first, and the upscaler networks."""
-    plain = [{"name": name, "model_name": None, "model_path": None, "scale": 4.0} for name in RESAMPLERS]
-    networks = [
+    plain: list[Row] = [{"name": name, "model_name": None, "model_path": None, "scale": 4.0} for name in RESAMPLERS]
+    networks: list[Row] = [
         {
             "name": _upscaler_label(stem(entry)),
             "model_name": entry.name,

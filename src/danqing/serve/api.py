@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 import anyio
-from fastapi import APIRouter, Body, Path, Query, Request, Response
+from fastapi import APIRouter, Body, FastAPI, Path, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from PIL import Image
 from prometheus_client import CollectorRegistry, generate_latest
@@ -381,7 +381,7 @@ def _add_lists(api: APIRouter, engine: Engine) -> None:
         return {"version": __version__}
 
 
-def add_operation(app: Any, engine: Engine) -> None:
+def add_operation(app: FastAPI, engine: Engine) -> None:
     """`/healthz` and `/metrics`."""
     registry = CollectorRegistry()
     registry.register(_Numbers(engine))  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ before its row, and its row and its job's state are one commit; a picture that h
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from PIL import Image
 from pydantic import BaseModel
 
@@ -83,7 +83,7 @@ class Engine:
         """
         self.store, self.folder, self.models = store, folder.absolute(), models
         self.rules = rules or Rules()
-        self._lock_file = _locked(self.folder)
+        self._lock = _locked(self.folder)
         self._paint, self._sharing, self._batch = paint, sharing, batch
         self._bell = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -117,7 +117,7 @@ class Engine:
         if self._thread is not None:
             self._thread.join(timeout)
         self.store.close()
-        self._lock_file.close()
+        self._lock.release()
 
     @property
     def alive(self) -> bool:
@@ -502,7 +502,7 @@ class Engine:
 
     def _not_painted(self, job: Job) -> Progress:
         have = len(self.store.pictures(job.id)) + len(job.skipped)
-        text = job.state if job.over else "queued"
+        text: str = job.state if job.over else "queued"
         if job.state == "queued":
             before = [each.id for each in self.store.jobs(("queued", "running"), limit=10_000)]
             text = f"queued, {before.index(job.id)} before it" if job.id in before else "queued"
@@ -591,16 +591,16 @@ def _sync(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _locked(folder: Path) -> Any:
-    """An open file that holds the folder for this process. Raises DanqingError where another has it."""
+def _locked(folder: Path) -> FileLock:
+    """A lock that holds the folder for this process. Raises DanqingError where another has it."""
+    lock = FileLock(folder / "studio.lock", blocking=False, thread_local=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "studio.lock").open("w")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         raise DanqingError(
             f"{folder}: another studio has this folder open; end it, or give another --data-dir"
         ) from None
     except OSError as error:
         raise DanqingError(f"{folder}: cannot be used: {error.strerror}; give another --data-dir") from None
-    return file
+    return lock

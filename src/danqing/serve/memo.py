@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from danqing.sampling.types import At, Denoise, Prediction
+from danqing.families import At
+from danqing.sampling.types import Denoise, Prediction
 
 _HEAD = struct.Struct("<32sII")
 """An entry: SHA-256 of what was asked, length and CRC-32 of what follows, a safetensors file."""

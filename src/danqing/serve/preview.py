@@ -55,7 +55,7 @@ def colours(autoencoder: Autoencoder) -> Tensor:
     cells = latents.flatten(1).T
     rows = torch.cat([cells, torch.ones(len(cells), 1)], 1).double()
     ridge = torch.eye(rows.shape[1], dtype=torch.float64) * 1e-3
-    fitted = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ seen.flatten(1).T.double())
+    fitted: Tensor = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ seen.flatten(1).T.double())
     return fitted.float()
 
 

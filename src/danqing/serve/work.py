@@ -19,7 +19,7 @@ class Enlarge(Upscale):
     images: tuple[PictureSource, ...] = Field(min_length=1, max_length=256, description="the pictures")
 
 
-KINDS: dict[str, type[BaseModel]] = {**REQUESTS, "upscale": Enlarge}
+KINDS: dict[str, type[BaseModel]] = {**{str(kind): request for kind, request in REQUESTS.items()}, "upscale": Enlarge}
 """The request class of each kind of job."""
 
 
