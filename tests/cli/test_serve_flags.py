@@ -22,13 +22,10 @@ def test_flags_with_an_effect() -> None:
         ["--ckpt", "a.safetensors", "--lora-dir=/loras", "--gradio-auth", "a:b,c:d", "--nowebui", "--medvram", "--api"],
         [],
     )
-    assert dict(told.values) == {"model": "a.safetensors", "memory": "6GB"}
+    assert dict(told.values) == {"model": "a.safetensors", "page": False, "memory": "6GB"}
     assert told.folders == ("/loras",)
     assert told.auth == ("a:b", "c:d")
-    assert told.notes == (
-        "--nowebui has no effect: there is no web page yet",
-        "--api has no effect: the APIs are always there",
-    )
+    assert told.notes == ("--api has no effect: the APIs are always there",)
     assert understand(["--device-id", "1"], []).values["device"] == "cuda:1"
     assert understand(["--use-cpu", "all", "--no-half"], []).values == {"device": "cpu", "dtype": "float32"}
 

@@ -26,5 +26,5 @@ class Slow(threading.Semaphore):
 if __name__ == "__main__":
     engine, _ = fake_studio(Path(sys.argv[1]), start=False, gate=Slow())
     engine.models.get = lambda name=None, vae=None: None  # type: ignore[assignment,method-assign,return-value]
-    settings = ServeSettings(port=int(sys.argv[2]), api=False)
+    settings = ServeSettings(port=int(sys.argv[2]), api=False, page=False)
     serve(engine, settings, lambda url: print(url, flush=True))

@@ -691,7 +691,7 @@ def test_unload_and_reload(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_behind_the_studios_guard_with_a_password(site: Site, tmp_path: Path) -> None:
     users = tmp_path / "users"
     write_users(users, [("ann", "secret")])
-    app = create_app(site.engine, ServeSettings(users=users))
+    app = create_app(site.engine, ServeSettings(page=False, users=users))
     with served(app=app) as port:
         client = webuiapi.WebUIApi(port=port, username="ann", password="secret")
         assert client.txt2img(prompt="a", seed=3).info["all_seeds"] == [3]
@@ -700,7 +700,7 @@ def test_behind_the_studios_guard_with_a_password(site: Site, tmp_path: Path) ->
 
 
 def test_the_openapi_description_has_automatic1111s_fields_and_errors(site: Site) -> None:
-    described = create_app(site.engine, ServeSettings()).openapi()
+    described = create_app(site.engine, ServeSettings(page=False)).openapi()
     fields = described["components"]["schemas"]["Txt2Img"]["properties"]
     assert {
         "enable_hr",

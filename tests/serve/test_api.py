@@ -34,7 +34,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def client(engine: Engine, tmp_path: Path) -> TestClient:
-    settings = ServeSettings(api=False, folders=(tmp_path / "pictures",))
+    settings = ServeSettings(api=False, page=False, folders=(tmp_path / "pictures",))
     return TestClient(create_app(engine, settings), base_url=BASE, client=("127.0.0.1", 50000))
 
 

@@ -37,7 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     engine, _ = fake_studio(tmp_path_factory.mktemp("fuzz") / "data", rules=rules)
     patches = pytest.MonkeyPatch()
     patches.setattr(engine.models, "get", lambda name: None)  # the fake loads no model
-    app = create_app(engine, ServeSettings())
+    app = create_app(engine, ServeSettings(page=False))
     paths = {path: row for path, row in app.openapi()["paths"].items() if not path.startswith(("/api/", "/metrics"))}
     with served(app=app) as port:
         yield f"http://127.0.0.1:{port}", {"paths": paths, "schemas": app.openapi()["components"]["schemas"]}

@@ -66,7 +66,7 @@ def test_a_request_that_does_not_come_is_given_up_and_a_slow_answer_is_not(port:
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
     engine, _ = fake_studio(tmp_path, start=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        settings = ServeSettings(port=taken.getsockname()[1], api=False)
+        settings = ServeSettings(port=taken.getsockname()[1], api=False, page=False)
         with pytest.raises(DanqingError, match="--port"):
             run.serve(engine, settings)
 

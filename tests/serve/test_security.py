@@ -62,7 +62,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 def studio(engine: Engine, **settings: Any) -> TestClient:
-    app = create_app(engine, ServeSettings(**{"api": False, **settings}))
+    app = create_app(engine, ServeSettings(**{"api": False, "page": False, **settings}))
     return TestClient(app, base_url=BASE, client=("127.0.0.1", 50000), raise_server_exceptions=False)
 
 
@@ -303,7 +303,7 @@ def test_nothing_uploaded_runs_in_a_browser(engine: Engine, tmp_path: Path) -> N
 
 
 def test_whatever_a_route_answers_browsers_are_told_not_to_run_it(engine: Engine) -> None:
-    app = create_app(engine, ServeSettings(api=False))
+    app = create_app(engine, ServeSettings(api=False, page=False))
 
     @app.get("/evil/{kind:path}")
     def evil(kind: str) -> Response:
@@ -490,7 +490,7 @@ def test_passwords_are_not_guessed_one_after_another(engine: Engine) -> None:
 
 
 def test_other_machines_are_held_to_a_rate(engine: Engine) -> None:
-    app = create_app(engine, ServeSettings(api=False, requests_per_minute=3, proxies=("10.0.0.1",)))
+    app = create_app(engine, ServeSettings(api=False, page=False, requests_per_minute=3, proxies=("10.0.0.1",)))
 
     def statuses(address: str, **headers: str) -> list[int]:
         client = TestClient(app, base_url=BASE, client=(address, 5))
@@ -695,7 +695,7 @@ def test_a_body_that_does_not_come_is_given_up(engine: Engine, monkeypatch: pyte
     from danqing.serve import security
 
     monkeypatch.setattr(security, "_BODY_SECONDS", 0.05)
-    app = create_app(engine, ServeSettings(api=False))
+    app = create_app(engine, ServeSettings(api=False, page=False))
     sent: list[Any] = []
 
     async def receive() -> Any:

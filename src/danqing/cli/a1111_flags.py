@@ -29,7 +29,7 @@ class Flag:
 
 
 _CHOSEN = "Danqing chooses by the machine"
-_PAGE = "there is no web page yet"
+_PAGE = "Danqing has a page of its own"
 
 
 def _nothing(why: str, value: bool = False) -> Flag:
@@ -41,8 +41,7 @@ FLAGS: Mapping[str, Flag] = {
     "--gradio-auth": Flag("auth", True),
     "--api-auth": Flag("auth", True),
     "--server-name": Flag("set", True, "host"),
-    "--nowebui": _nothing(_PAGE),
-    "--autolaunch": _nothing(_PAGE),
+    "--nowebui": Flag("set", False, "page", False),
     "--api": _nothing("the APIs are always there"),
     "--medvram": Flag("set", False, "memory", "6GB"),
     "--medvram-sdxl": Flag("set", False, "memory", "6GB"),
@@ -72,7 +71,7 @@ FLAGS: Mapping[str, Flag] = {
     "--tls-certfile": Flag("set", True, "certificate"),
     "--tls-keyfile": Flag("set", True, "key"),
     "--cors-allow-origins": Flag("set", True, "cors_allow_origins"),
-    "--theme": _nothing(_PAGE, True),
+    "--theme": _nothing("the page has light and dark by the browser", True),
     "--xformers": _nothing(_CHOSEN),
     "--opt-sdp-attention": _nothing(_CHOSEN),
     "--opt-sdp-no-mem-attention": _nothing(_CHOSEN),
@@ -97,7 +96,7 @@ FLAGS: Mapping[str, Flag] = {
     "--no-gradio-queue": _nothing(_PAGE),
     "--gradio-queue": _nothing(_PAGE),
     "--gradio-debug": _nothing(_PAGE),
-    "--hide-ui-dir-config": _nothing(_PAGE),
+    "--hide-ui-dir-config": _nothing("the page never changes folders"),
     "--freeze-settings": _nothing(_PAGE),
     "--freeze-settings-in-sections": _nothing(_PAGE, True),
     "--ui-config-file": _nothing(_PAGE, True),

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "serve",
         cls=Sectioned,
-        help="Open the studio: HTTP APIs, a queue and a gallery.",
+        help="Open the studio: a web page, HTTP APIs, a queue and a gallery.",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(serve)
 
@@ -61,6 +61,10 @@ def serve(
             "--batch", min=1, max=64, help="jobs alike but for prompt and seed in a run", rich_help_panel=STUDIO
         ),
     ] = 1,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="the web page", rich_help_panel=STUDIO)] = True,
+    autolaunch: Annotated[
+        bool, typer.Option("--autolaunch", help="open the page in the browser", rich_help_panel=STUDIO)
+    ] = False,
     import_dir: Annotated[
         list[Path] | None,
         typer.Option(
@@ -184,6 +188,7 @@ def serve(
         tokens=tuple(token_hash(each) for each in token or ()),
         certificate=Path(cert) if cert else None,
         key=Path(secret) if secret else None,
+        page=page and given.get("page", True),
         urls=allow_urls,
         body_bytes=parse_memory(max_body),
         requests_per_minute=rate,
@@ -206,5 +211,9 @@ def serve(
 
     def ready(url: str) -> None:
         typer.echo(f"the studio is open at {url}")
+        if autolaunch:
+            import webbrowser
+
+            webbrowser.open(url)
 
     run(engine, served, ready)

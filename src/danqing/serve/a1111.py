@@ -310,7 +310,7 @@ def cmd_flags(engine: Engine, settings: ServeSettings) -> Fields:
         "server_name": settings.host,
         "port": settings.port,
         "api": settings.api,
-        "nowebui": True,
+        "nowebui": not settings.page,
         "api_auth": None,
         "api_log": False,
         "api_server_stop": False,

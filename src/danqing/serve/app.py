@@ -1,4 +1,4 @@
-"""The studio as one ASGI application: the APIs, and the guard around them."""
+"""The studio as one ASGI application: the APIs, the page, and the guard around them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ def create_app(engine: Engine, settings: ServeSettings) -> FastAPI:
     app.include_router(api.router(engine, settings))
     for name in ("a1111", "openai") if settings.api else ():
         app.include_router(importlib.import_module(f"danqing.serve.{name}").router(engine, settings))
+    if settings.page:
+        importlib.import_module("danqing.serve.page").mount(app, engine, settings)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]

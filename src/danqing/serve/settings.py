@@ -25,6 +25,7 @@ class ServeSettings:
     """Files for TLS."""
     api: bool = True
     """AUTOMATIC1111's and OpenAI's APIs; Danqing's own is always there."""
+    page: bool = True
     urls: bool = False
     """Whether pictures may be given by http(s) URL; never from private addresses."""
     body_bytes: int = 128 << 20
