@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import ControlNetModel
-from step import DTYPES, REFERENCE, compare
+from step import DTYPES, REFERENCE, compare, fill, inputs
 
 from danqing.families import FAMILIES
 from danqing.models.controlnet import ControlNet, ControlNetConfig
@@ -28,28 +28,10 @@ def calls(family: str, dtype: torch.dtype, size: int) -> tuple[Call, Call]:
     told = {name: value for name, value in REFERENCE[family].items() if name != "up_block_types"}
     with without_weights():
         ours, theirs = ControlNet(ControlNetConfig(config)), ControlNetModel(**told)
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, empty in ours.state_dict().items():
-        if empty.dim() == 1:
-            weights[name] = torch.full(empty.shape, float(name.endswith("weight")), dtype=dtype)
-            continue
-        weight = torch.randn(empty.shape, generator=generator, dtype=dtype).mul_(empty[0].numel() ** -0.5)
-        weights[name] = weight.contiguous(memory_format=torch.channels_last) if empty.dim() == 4 else weight
-    ours.load_state_dict(weights, assign=True)
-    theirs.load_state_dict(weights, assign=True)
+    fill(ours, theirs, dtype)
     theirs.eval()
-    latents = torch.randn(2, config.in_channels, size // 8, size // 8, generator=generator, dtype=dtype)
-    latents = latents.contiguous(memory_format=torch.channels_last)
-    context = torch.randn(2, 77, config.context_width, generator=generator, dtype=dtype)
-    hint = torch.rand(1, 3, size, size, generator=generator, dtype=dtype)
-    extra, added = {}, None
-    if config.size_ids:
-        extra = {
-            "pooled": torch.randn(2, config.pooled_width, generator=generator, dtype=dtype),
-            "time_ids": torch.full((2, 6), float(size)),
-        }
-        added = {"text_embeds": extra["pooled"], "time_ids": extra["time_ids"]}
+    latents, context, extra, added = inputs(config, dtype, size)
+    hint = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(2), dtype=dtype)
     timestep, embedded, both = torch.tensor([601.0]), [ours.hint(hint)], hint.expand(2, -1, -1, -1)
     return (
         lambda: ours(latents, timestep, context, embedded, **extra)["mid_block"],

@@ -19,9 +19,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from danqing.families import FAMILIES
-from danqing.models.unet import UNet
+from danqing.models.unet import UNet, UNetConfig
 from danqing.runtime.blank import without_weights
 
+Told = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REFERENCE: dict[str, dict[str, Any]] = {
     "sd1": {"attention_head_dim": 8, "cross_attention_dim": 768},
@@ -40,11 +41,8 @@ REFERENCE: dict[str, dict[str, Any]] = {
 }
 
 
-def build(family: str, dtype: torch.dtype) -> tuple[UNet, UNet2DConditionModel]:
-    """Both networks over the same weights: one copy in memory."""
-    config = FAMILIES[family].denoiser
-    with without_weights():
-        ours, theirs = UNet(config), UNet2DConditionModel(**REFERENCE[family])
+def fill(ours: torch.nn.Module, theirs: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Random weights of about the size of trained ones for both networks: one copy in memory."""
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for name, empty in ours.state_dict().items():
@@ -55,24 +53,33 @@ def build(family: str, dtype: torch.dtype) -> tuple[UNet, UNet2DConditionModel]:
         weights[name] = weight.contiguous(memory_format=torch.channels_last) if empty.dim() == 4 else weight
     ours.load_state_dict(weights, assign=True)
     theirs.load_state_dict(weights, assign=True)
+
+
+def build(family: str, dtype: torch.dtype) -> tuple[UNet, UNet2DConditionModel]:
+    """Both networks over the same weights: one copy in memory."""
+    config = FAMILIES[family].denoiser
+    with without_weights():
+        ours, theirs = UNet(config), UNet2DConditionModel(**REFERENCE[family])
+    fill(ours, theirs, dtype)
     return ours.eval(), theirs.eval()
+
+
+def inputs(config: UNetConfig, dtype: torch.dtype, size: int) -> tuple[torch.Tensor, torch.Tensor, Told, Told | None]:
+    """Latents (2, C, size / 8, size / 8), text (2, 77, W), and what SDXL is told besides: in our words, in diffusers'."""
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, config.in_channels, size // 8, size // 8, generator=generator, dtype=dtype)
+    latents = latents.contiguous(memory_format=torch.channels_last)
+    context = torch.randn(2, 77, config.context_width, generator=generator, dtype=dtype)
+    if not config.size_ids:
+        return latents, context, {}, None
+    pooled = torch.randn(2, config.pooled_width, generator=generator, dtype=dtype)
+    ids = torch.full((2, 6), float(size))
+    return latents, context, {"pooled": pooled, "time_ids": ids}, {"text_embeds": pooled, "time_ids": ids}
 
 
 def calls(family: str, dtype: torch.dtype, size: int) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
     ours, theirs = build(family, dtype)
-    config = ours.config
-    torch.manual_seed(1)
-    latents = torch.randn(2, config.in_channels, size // 8, size // 8, dtype=dtype)
-    latents = latents.contiguous(memory_format=torch.channels_last)
-    context = torch.randn(2, 77, config.context_width, dtype=dtype)
-    extra: dict[str, torch.Tensor] = {}
-    added = None
-    if config.size_ids:
-        extra = {
-            "pooled": torch.randn(2, config.pooled_width, dtype=dtype),
-            "time_ids": torch.full((2, 6), float(size)),
-        }
-        added = {"text_embeds": extra["pooled"], "time_ids": extra["time_ids"]}
+    latents, context, extra, added = inputs(ours.config, dtype, size)
     timestep = torch.tensor([601.0])
     return (
         lambda: ours(latents, timestep, context, **extra),

@@ -284,8 +284,9 @@ def test_prediction_type_in_order_of_trust(tmp_path: Path) -> None:
     assert found(marks=frozenset({"edm_mean", "edm_std"}))[0] == "edm"
     assert found(scheduler={"prediction_type": "v_prediction", "rescale_betas_zero_snr": True})[:2] == ("v", True)
     assert found(scheduler={"prediction_type": "epsilon"}, marks=frozenset({"v_pred"}))[0] == "epsilon"
+    assert found(scheduler={"prediction_type": "sample"})[0] == "sample"
     for scheduler, word in (
-        ({"prediction_type": "sample"}, "prediction type 'sample' is unknown"),
+        ({"prediction_type": "sampling"}, "prediction type 'sampling' is unknown"),
         ({"beta_schedule": "linear"}, "beta_schedule 'linear' is not supported"),
         ({"beta_start": "x"}, "beta_start should be a number"),
     ):

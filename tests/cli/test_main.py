@@ -72,6 +72,6 @@ def test_a_console_that_knows_no_chinese(tmp_path: Path) -> None:
 
 
 def test_a_message_is_one_line_whatever_the_name(run: Run) -> None:
-    answer = run("inspect", "two\nlines")
+    answer = run("inspect", "./two\nlines")
     assert answer.code == 2
-    assert answer.err == "danqing: two lines: no such file\n"
+    assert answer.err == "danqing: ./two lines: no such file or folder\n"

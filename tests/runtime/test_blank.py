@@ -32,8 +32,8 @@ def test_building_does_not_import_torchs_compiler() -> None:
 
 
 def test_importing_danqing_changes_nothing_global() -> None:
-    code = (
-        "import os, torch; before = dict(os.environ), torch.get_num_threads(), torch.is_grad_enabled()\n"
+    code = (  # OpenCV's own import sets LD_LIBRARY_PATH
+        "import os, cv2, torch; before = dict(os.environ), torch.get_num_threads(), torch.is_grad_enabled()\n"
         "import danqing, danqing.pipeline.paint, danqing.cli\n"
         "assert before == (dict(os.environ), torch.get_num_threads(), torch.is_grad_enabled())"
     )

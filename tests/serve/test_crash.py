@@ -21,7 +21,6 @@ from PIL import Image
 
 from danqing.metadata.read import read_record
 from danqing.serve.store import Store
-from studio import STEPS
 
 HERE = Path(__file__).parent
 SOURCE = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -158,10 +157,8 @@ def test_a_server_that_is_told_to_end_ends_after_its_step_and_goes_on_later(tmp_
     job = server.ask("/api/v1/jobs", body)["id"]
     while not server.ask(f"/api/v1/jobs/{job}/pictures"):
         time.sleep(0.02)
-    began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     server.end()
-    assert time.monotonic() - began < 40 * STEPS * 0.05
     store = Store(f"sqlite:///{tmp_path / 'data' / 'studio.db'}")
     assert store.job(job).state == "queued"
     done = len(store.pictures(job))

@@ -25,7 +25,7 @@ from danqing.prompts.grammar import understand
 from danqing.prompts.tokenizer import from_folder
 from danqing.train.clip import tokens
 from danqing.train.dataset import read_dataset
-from danqing.train.diffusion import DiffusionStage, family_of
+from danqing.train.diffusion import ENCODER, DiffusionStage, Texts, family_of
 from danqing.train.objectives import noised
 from danqing.train.recipe import Recipe, read_recipe
 from danqing.train.stages import make_stage
@@ -34,6 +34,7 @@ from .conftest import one_thread, train_stage
 from .test_loop import place
 
 Made = Callable[..., Recipe]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ def begun(recipe: Recipe, runs: Path) -> DiffusionStage:
     """The stage without the loop."""
     stage = make_stage("diffusion", recipe, read_dataset(recipe.data.folder), runs)
     assert isinstance(stage, DiffusionStage)
-    stage.denoiser.train()
+    for network in stage.parts.values():
+        network.train().requires_grad_(True)
     stage.begin(Accelerator(cpu=True), stage.parts)
     return stage
 
@@ -92,7 +94,7 @@ def test_prompts_are_encoded_as_captions_were(model_folder: Path, recipe: Made, 
     """The same context and pooled vector in training and in painting, to the cache's bfloat16."""
     stage = begun(recipe(), runs)
     text = "red square"
-    context, pooled = stage.texts.of([text], torch.device("cpu"))
+    context, pooled = stage.texts.of([text], CPU)
     (found,) = conditionings(stage.model(), understand(text, 20))
     torch.testing.assert_close(found.context, context.float(), rtol=0.02, atol=0.02)
     assert found.pooled is not None
@@ -191,8 +193,31 @@ def test_half_of_the_steps_are_beyond_the_shifted_middle(
 
 def test_captions_without_end_are_thinned(recipe: Made, runs: Path) -> None:
     stage = begun(recipe(diffusion={"captions_per_picture": 1}), runs)
+    assert isinstance(stage.texts, Texts)
     assert set(stage.texts.rows) == {"", *(item.captions[0] for item in (*stage.items, *stage.watched))}
     stage.update(0, 0, torch.Generator().manual_seed(1))
+
+
+def test_the_text_tower_may_learn_too(recipe: Made, runs: Path) -> None:
+    """Then no texts are cached, both networks move and are averaged, and the model that is written has that tower."""
+    settings = recipe(diffusion={"steps": 3, "text_learning_rate": 1e-2})
+    before = load_file(runs / "clip" / "result" / ENCODER / "model.safetensors")
+    assert train_stage("diffusion", settings, runs)
+    assert not [path for path in (runs / "diffusion" / "cache").iterdir() if path.name.startswith("texts")]
+    after = load_file(runs / "diffusion" / "result" / "model" / ENCODER / "model.safetensors")
+    name = "text_model.encoder.layers.0.mlp.fc1.weight"
+    assert not torch.allclose(before[name].bfloat16(), after[name])
+    assert torch.allclose(before[name], after[name].float(), atol=0.05), "it goes on from CLIP's"
+
+
+def test_captions_of_a_learning_tower_are_read_alike(recipe: Made, runs: Path) -> None:
+    cached = begun(recipe(), runs)
+    learning = begun(recipe(diffusion={"text_learning_rate": 1e-3}), runs)
+    texts = ["", "red square", "", "red square"]
+    for found, wanted in zip(learning.texts.of(texts, CPU), cached.texts.of(texts, CPU)):
+        torch.testing.assert_close(found.float(), wanted.float(), rtol=0.02, atol=0.02)
+    learning.update(0, 0, torch.Generator().manual_seed(1))
+    assert learning.text.text_model.embeddings.token_embedding.weight.grad is not None
 
 
 def test_caches_are_used_again_and_follow_the_networks(

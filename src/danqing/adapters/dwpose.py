@@ -7,9 +7,7 @@ SimCC: Li et al. 2022), which become OpenPose's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +17,7 @@ from PIL import Image
 from danqing.adapters.pose import Person, Point, draw
 from danqing.adapters.preprocess import Preprocessor, pixels_of
 from danqing.errors import DanqingError
+from danqing.runtime.onnx import open_session
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], list[Array]]
@@ -52,14 +51,7 @@ def whole_bodies(detector: Path, poses: Path) -> Preprocessor:
 
 
 def _session(path: Path, size: tuple[int, int], outputs: int) -> Run:
-    try:
-        runtime: Any = import_module("onnxruntime")
-    except ImportError:
-        raise DanqingError("control: DWPose needs the extra [detect]; install danqing[detect]") from None
-    try:
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes share no base
-        raise DanqingError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    session = open_session(path, "control")
     inputs = session.get_inputs()
     if len(inputs) != 1 or list(inputs[0].shape[2:]) != list(size) or len(session.get_outputs()) != outputs:
         raise DanqingError(f"{path}: is another network than DWPose's yolox_l.onnx or dw-ll_ucoco_384.onnx")

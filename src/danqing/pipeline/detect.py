@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from danqing.errors import DanqingError
+from danqing.runtime.onnx import open_session
 
 _PAD = 114
 """The grey that YOLO's training pictures are padded with."""
@@ -52,14 +51,7 @@ def load_detector(name: str) -> Detect:
         raise DanqingError(f"detector: there is no file '{name}'")
     if path.suffix.lower() != ".onnx":
         raise DanqingError(f"detector: '{name}' is no ONNX file; `yolo export model={path.name} format=onnx` makes one")
-    try:
-        runtime: Any = import_module("onnxruntime")
-    except ImportError:
-        raise DanqingError("detector: needs the extra [detect]; install danqing[detect]") from None
-    try:
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes share no base
-        raise DanqingError(f"detector: '{name}' cannot be read: {str(error).splitlines()[0]}") from None
+    session = open_session(path, "detector")
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or len(session.get_outputs()) not in (1, 2):
         raise DanqingError(f"detector: '{name}' is no YOLO detector; see `yolo export format=onnx`")

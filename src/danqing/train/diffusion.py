@@ -1,4 +1,7 @@
-"""Training the denoiser: pictures as latents, texts as the text tower's hidden states, both made beforehand."""
+"""Training the denoiser: pictures as latents, texts as the text tower's hidden states, both made beforehand.
+
+Where the text tower learns with it, as in Rombach et al. 2022, section 4.3.1, its hidden states are made anew.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from danqing.checkpoints.write import beside
 from danqing.errors import DanqingError
 from danqing.families import Defaults, Family, Model, Process, TextEncoder
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
-from danqing.models.clip import CLIPText, CLIPTextConfig
+from danqing.models.clip import CLIPOutput, CLIPText, CLIPTextConfig
 from danqing.models.layers import ResBlock
 from danqing.models.unet import Transformer, UNet, UNetConfig
 from danqing.pipeline.paint import paint
@@ -120,7 +123,10 @@ class DiffusionStage:
         _begin_as_nothing(self.denoiser)
         self.parts: Mapping[str, nn.Module] = {"denoiser": self.denoiser}
         self.learning_rates: Mapping[str, float] = {"denoiser": self.settings.learning_rate}
-        self.averaged: tuple[str, ...] = ("denoiser",)
+        if self.settings.text_learning_rate:
+            self.parts |= {ENCODER: self.text}
+            self.learning_rates |= {ENCODER: self.settings.text_learning_rate}
+        self.averaged: tuple[str, ...] = tuple(self.parts)
 
     def begin(self, accelerator: Accelerator, parts: Mapping[str, nn.Module]) -> None:
         self.accelerator = accelerator
@@ -137,7 +143,11 @@ class DiffusionStage:
                 self.latents = self._encoded("latents", self.pictures)
                 if changes.flip:
                     self.mirrored = self._encoded("mirrored", self.pictures, mirror=True)
-            self.texts = Texts(self._captions(), self.text, self.tokenizer_folder, self.cache, self.fingerprint)
+            self.texts: Texts | Tower
+            if ENCODER in parts:
+                self.texts = Tower(parts[ENCODER], self.text.config.positions, self.tokenizer_folder)
+            else:
+                self.texts = Texts(self._captions(), self.text, self.tokenizer_folder, self.cache, self.fingerprint)
             self.watched_latents = self._encoded("held_out", self.watched_pictures)
         self.forward = parts["denoiser"]
 
@@ -212,11 +222,11 @@ class DiffusionStage:
         """Each picture's squared error of the network's output (B,), and its weight (B,)."""
         device = clean.device
         scaled, target, told = noised(self.process, clean, noise, steps)
-        context, pooled = self.texts.of(texts, device)
-        context = context.to(torch.bfloat16 if self.settings.precision == "bf16" else torch.float32)
         if device.type == "cpu":
             scaled = scaled.contiguous(memory_format=torch.channels_last)
         with self.accelerator.autocast():
+            context, pooled = self.texts.of(texts, device)
+            context = context.to(torch.bfloat16 if self.settings.precision == "bf16" else torch.float32)
             output = denoiser(scaled, told, context, pooled=pooled if self.family.denoiser.pooled_width else None)
         error = (output.float() - target).square().mean((1, 2, 3))
         gamma = self.settings.snr_gamma if self.settings.weighting == "min-snr" else None
@@ -354,3 +364,18 @@ class Texts:
         """Hidden states (B, T, C) bfloat16 and pooled vectors (B, P) float32."""
         rows = [self.rows[text] for text in texts]
         return self.context[rows].to(device), self.pooled[rows].to(device)
+
+
+class Tower:
+    """The text tower as it is at this update: what it makes of captions, with gradients where they are wanted."""
+
+    def __init__(self, forward: Callable[[Tensor], CLIPOutput], positions: int, vocabulary: Path) -> None:
+        self.forward, self.positions = forward, positions
+        self.tokenizer = from_folder(vocabulary)
+
+    def of(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, T, C) and pooled vectors (B, P)."""
+        different = list(dict.fromkeys(texts))  # the empty one comes often
+        out = self.forward(tokens(different, self.tokenizer, self.positions).to(device))
+        rows = [different.index(text) for text in texts]
+        return out.last[rows], out.pooled[rows]

@@ -147,6 +147,9 @@ class Diffuse(Loop):
     shift: float = Field(
         1.0, gt=0, description="above 1 more training steps are near pure noise, where the text decides what is painted"
     )
+    text_learning_rate: float = Field(
+        0.0, ge=0, description="of the text tower, which then learns with the denoiser; 0 leaves it as CLIP made it"
+    )
     drop_condition: Share = Field(0.1, description="share of pictures that are shown without their caption")
     captions_per_picture: int = Field(12, gt=0, description="captions that are encoded beforehand")
 
