@@ -92,7 +92,12 @@ def test_every_option_of_the_studio_is_explained() -> None:
 
 
 def test_no_option_is_written_that_is_not_there() -> None:
-    known = {flag for path in commands() for flag in options(*path)} | {"--help", "--no-metadata", "--no-page", "--logdir"}
+    known = {flag for path in commands() for flag in options(*path)} | {
+        "--help",
+        "--no-metadata",
+        "--no-page",
+        "--logdir",
+    }
     known.add("--prompt")  # in the lines of a file of prompts
     known |= set(FLAGS)
     written = {
