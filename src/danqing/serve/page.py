@@ -89,7 +89,9 @@ class Page(BaseRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         language = wanted(headers.get("cookie", ""), headers.get("accept-language", ""))
-        app = self._apps.get(language) or await asyncio.to_thread(self.build, language)
+        app = self._apps.get(language)
+        if app is None:
+            app = await asyncio.to_thread(self.build, language)
         path = scope["path"]
         if path == "/" and scope["method"] in ("GET", "HEAD"):
             await asyncio.to_thread(self._sweep)
@@ -178,7 +180,7 @@ def _application(engine: Engine, settings: ServeSettings, language: Language) ->
     from danqing.serve.page_blocks import blocks, theme
 
     inner = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         inner,
         blocks(engine, settings, language),
         path="/",
@@ -194,3 +196,4 @@ def _application(engine: Engine, settings: ServeSettings, language: Language) ->
         theme=theme(),
         css=(FILES / "page.css").read_text(encoding="utf-8"),
     )
+    return inner

@@ -177,9 +177,8 @@ def _number(field: Field, path: tuple[str, ...], words: dict[str, Any], automati
     if whole and most is not None and most > _WHOLE:
         value = "" if default in (None, 0) else str(default)
         return Control(path, gr.Textbox(value=value, placeholder=automatic, max_lines=1, **words), value)
-    short = least is not None and most is not None and most - least <= (300 if whole else 10)
-    if short and default is not None:
-        step = 1 if whole else 0.01 if most - least <= 1 else 0.05  # type: ignore[operator]
+    if least is not None and most is not None and default is not None and most - least <= (300 if whole else 10):
+        step = 1 if whole else 0.01 if most - least <= 1 else 0.05
         return Control(path, gr.Slider(least, most, value=default, step=step, **words), default)
     precision = 0 if whole else None
     box = gr.Number(
@@ -279,7 +278,7 @@ def asked(kind: type[BaseModel], controls: Sequence[Control], values: Sequence[A
             continue
         if _named(name, kind, record):
             fields.setdefault(name, []).append(record)
-    return _with_pictures(fields)
+    return {name: _with_pictures(value, name) for name, value in fields.items()}
 
 
 def shown(controls: Sequence[Control], fields: Mapping[str, Any]) -> list[Any]:
