@@ -347,6 +347,15 @@ def test_the_effect_is_that_of_the_weights(model: Model, tmp_path: Path) -> None
     assert words == ["a: 1 of 1 layers, effect 1% of the weights' norm"]
 
 
+@pytest.mark.parametrize("layer", [QUERY, CONV, PIXEL])
+def test_a_products_norm_is_known_without_making_it(layer: str, model: Model, tmp_path: Path) -> None:
+    weight = weight_of(model, layer)
+    path = write(tmp_path / "a.safetensors", keyed({layer: lora(tuple(weight.shape)) | {"alpha": torch.tensor(3.0)}}))
+    (patch,) = read(path, TINY).patches
+    assert patch.norm is not None
+    torch.testing.assert_close(patch.norm(), (patch.change(weight, 1.0) - weight).norm(), rtol=1e-3, atol=0)
+
+
 def test_several_are_reckoned_in_order_and_rounded_once(tmp_path: Path) -> None:
     model = tiny_model(torch.device("cpu"), torch.bfloat16)
     uses = [Use(read(both(tmp_path, model, seed), TINY), 0.5, 0.3) for seed in (1, 2, 3)]

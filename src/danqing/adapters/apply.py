@@ -54,7 +54,7 @@ def apply(model: Model, uses: Sequence[Use], say: Callable[[str], None] | None =
             )
         for patch, strength in strengths(use, model):
             if strength:
-                mine = replace(patch, change=effect.measured(patch.change))
+                mine = replace(patch, change=effect.measured(patch))
                 changes.setdefault(patch.network, {}).setdefault(patch.layer, []).append((mine, strength))
     twins = {network: _twin(nets[network], found) for network, found in changes.items()}
     for use, effect in zip(uses, effects):
@@ -93,10 +93,10 @@ class _Effect:
         self.moved: list[Tensor] = []
         self.whole: list[Tensor] = []
 
-    def measured(self, change: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+    def measured(self, patch: WeightPatch) -> Callable[[Tensor, float], Tensor]:
         def measured(weight: Tensor, strength: float) -> Tensor:
-            new = change(weight, strength)
-            self.moved.append(_distance(new, weight))
+            new = patch.change(weight, strength)
+            self.moved.append(_distance(new, weight) if patch.norm is None else abs(strength) * patch.norm())
             self.whole.append(torch.linalg.vector_norm(weight))
             return new
 

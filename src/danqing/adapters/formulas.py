@@ -11,7 +11,7 @@ Qiu et al. 2023 (OFT); Liu et al. 2024 (BOFT).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,8 @@ class Algorithm:
     parameter: str = "weight"
     """Which parameter of the layer it changes; `bias` is left out where the layer has none."""
     rank: Callable[[Parts], int] | None = None
+    norm: Callable[[Parts], Tensor] | None = None
+    """The norm of what it adds at strength 1, where that is much cheaper to know than to make."""
 
 
 # --- what all have in common ------------------------------------------------------------------------------------------
@@ -102,11 +104,21 @@ def _lora(parts: Parts, weight: Tensor, strength: float) -> Tensor:
     flat = up.flatten(1), down.flatten(1)
     if "lora_mid.weight" in parts:
         return _moved(weight, _tucker(parts["lora_mid.weight"], flat[0].T, flat[1]) * scale, parts, strength)
-    plain = not {"dora_scale", "magnitude"} & parts.keys()
-    if plain and up.shape[0] * flat[1].shape[1] == weight.numel():  # with as few passes over memory as can be
-        return (flat[0] * (strength * scale) @ flat[1]).add_(weight.flatten(1)).view(weight.shape)
+    if plain(parts) and up.shape[0] * flat[1].shape[1] == weight.numel():  # in one pass over memory
+        return torch.addmm(weight.flatten(1), *flat, alpha=strength * scale).view(weight.shape)
     delta = (flat[0] @ flat[1]).reshape(up.shape[0], *down.shape[1:]) * scale
     return _moved(weight, delta, parts, strength)
+
+
+def plain(parts: Iterable[str]) -> bool:
+    """Whether a LoRA of these parts adds a product of two to the weight, and nothing else."""
+    return {"lora_mid.weight", "dora_scale", "magnitude"}.isdisjoint(parts)
+
+
+def _lora_norm(parts: Parts) -> Tensor:
+    """|U D| alpha / rank of what is `plain`: |U D|^2 is the sum of U^T U * D D^T, of the rank's size squared."""
+    up, down = parts["lora_up.weight"].flatten(1), parts["lora_down.weight"].flatten(1)
+    return ((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt() * abs(_scale(parts, down.shape[0]))
 
 
 def _loha(parts: Parts, weight: Tensor, strength: float) -> Tensor:
@@ -239,19 +251,27 @@ def _row(
     change: Change,
     rank: str | Callable[[Parts], int] | None = None,
     parameter: str = "weight",
+    norm: Callable[[Parts], Tensor] | None = None,
 ) -> Algorithm:
     def first(parts: Parts) -> int:
         return int(parts[str(rank)].shape[0])
 
     ranked = first if isinstance(rank, str) else rank
-    return Algorithm(name, frozenset(needs.split()), frozenset(may.split()), change, parameter, ranked)
+    return Algorithm(name, frozenset(needs.split()), frozenset(may.split()), change, parameter, ranked, norm)
 
 
 _SCALED = "alpha scale dora_scale magnitude"
 _LOKR = f"lokr_t2 {_SCALED}"
 
 ALGORITHMS: tuple[Algorithm, ...] = (
-    _row("LoRA", "lora_down.weight lora_up.weight", f"lora_mid.weight {_SCALED}", _lora, "lora_down.weight"),
+    _row(
+        "LoRA",
+        "lora_down.weight lora_up.weight",
+        f"lora_mid.weight {_SCALED}",
+        _lora,
+        "lora_down.weight",
+        norm=_lora_norm,
+    ),
     _row("LoHa", "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", f"hada_t1 hada_t2 {_SCALED}", _loha, "hada_w1_b"),
     _row("LoKr", "lokr_w1 lokr_w2", _LOKR, _lokr),
     _row("LoKr", "lokr_w1 lokr_w2_a lokr_w2_b", _LOKR, _lokr, _lokr_rank),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from danqing.adapters.embedding import Embedding, bundled
-from danqing.adapters.formulas import ALGORITHMS, NUMBERS, Algorithm
+from danqing.adapters.formulas import ALGORITHMS, NUMBERS, Algorithm, plain
 from danqing.adapters.keys import Layer, Parts, by_layer, layers_of
 from danqing.checkpoints.files import TensorFile, open_file
 from danqing.errors import DanqingError
@@ -250,11 +250,15 @@ def _check(row: Algorithm, layer: Layer, parts: Parts, numbers: Numbers, checked
 def _patch(row: Algorithm, layer: Layer, parts: Parts, numbers: Numbers) -> WeightPatch:
     wanted = {part: parts[part] for part in (row.needs | row.may) & parts.keys() if part not in numbers}
 
-    def change(weight: Tensor, strength: float) -> Tensor:
-        tensors = {part: entry.load().to(weight.device, torch.float32) for part, entry in wanted.items()}
-        return row.change(tensors | numbers, weight, strength)
+    def loaded(device: torch.device) -> Numbers:
+        return {part: entry.load().to(device, torch.float32) for part, entry in wanted.items()} | numbers
 
-    return WeightPatch(layer.network, f"{layer.name}.{row.parameter}", change)
+    def change(weight: Tensor, strength: float) -> Tensor:
+        return row.change(loaded(weight.device), weight, strength)
+
+    size = row.norm if row.norm and plain(parts) else None
+    norm = None if size is None else lambda: size(loaded(torch.device("cpu")))
+    return WeightPatch(layer.network, f"{layer.name}.{row.parameter}", change, norm=norm)
 
 
 def kind_of(row: Algorithm, parts: Parts) -> str:

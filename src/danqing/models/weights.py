@@ -27,6 +27,8 @@ class WeightPatch:
     """(weight in float32, strength) -> the new weight, of the same shape; the argument is left as it is."""
     part: slice | None = None
     """Rows of a fused weight; None is all of it."""
+    norm: Callable[[], Tensor] | None = None
+    """The norm of what it adds at strength 1, where that is known without making it; at s it is |s| times as much."""
 
 
 def patched(weight: Tensor, changes: Sequence[tuple[WeightPatch, float]]) -> Tensor:
