@@ -15,6 +15,7 @@ from danqing.request_parts import Reference
 from danqing.requests import Painting, ResolvedRequest
 from danqing.serve.accept import Rules, read_part
 from danqing.serve.cache import ModelCache
+from danqing.serve.compare import Layout, sheet_of
 from danqing.serve.engine import Engine
 from danqing.serve.store import Job, Store
 from danqing.serve.work import Enlarge, Finished, Tick
@@ -33,8 +34,13 @@ class FakePainter:
 
     def __call__(self, job: Job, have: frozenset[int], note: Callable[[str], None]) -> Iterator[Tick]:
         offset = 0
-        for fields in job.parts:
-            request = read_part(job.kind, fields, self.folder)
+        for number, fields in enumerate(job.parts):
+            if "sheet" in fields:
+                if offset not in have:
+                    sheet = sheet_of(job, Layout.model_validate(fields["sheet"]), self.folder, note)
+                    yield Tick(offset, 1, 1, 1, finished=(sheet,))
+                return
+            request = read_part(job, number, self.folder)
             if isinstance(request, Painting):
                 size, batches = request.batch_size, request.n_iter
             else:

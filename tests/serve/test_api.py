@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
+from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
 from danqing.serve.accept import Rules
@@ -250,3 +252,49 @@ def test_many_pictures_are_paged(client: TestClient, engine: Engine) -> None:
     last = client.get("/api/v1/pictures", params={"limit": 2, "offset": 4}).json()
     assert (first["total"], len(first["pictures"]), len(last["pictures"])) == (5, 2, 1)
     assert engine.store.count(Query()) == 5
+
+
+def test_a_picture_whose_file_was_taken_away_is_not_found(client: TestClient, engine: Engine) -> None:
+    _, (picture,) = painted(client, prompt="a")
+    engine.path(engine.store.picture(picture["id"])).unlink()
+    for url in (picture["url"], picture["thumbnail"]):
+        answer = client.get(url)
+        assert answer.status_code == 404
+        assert "not there any more" in answer.json()["error"]
+
+
+def test_a_file_that_is_no_picture_any_more_is_a_mistake_and_no_fault(client: TestClient, engine: Engine) -> None:
+    _, (picture,) = painted(client, prompt="a")
+    engine.path(engine.store.picture(picture["id"])).write_bytes(b"no picture")
+    assert client.get(picture["thumbnail"]).status_code == 400
+    assert client.get(f"/api/v1/pictures/{picture['id']}/request").status_code == 400
+
+
+def test_a_plot_by_http(client: TestClient) -> None:
+    base = {"prompt": "an apple", "width": 64, "height": 64}
+    body: dict[str, Any] = {"kind": "plot", "request": {"request": base, "x": "Steps=3,4"}}
+    job = client.post("/api/v1/jobs", json=body).json()
+    assert job["total"] == 3
+    job = client.get(f"/api/v1/jobs/{job['id']}", params={"wait": 10}).json()
+    assert (job["state"], job["request"]["kind"]) == ("done", "txt2img")
+    kinds = [picture["kind"] for picture in client.get(f"/api/v1/jobs/{job['id']}/pictures").json()]
+    assert kinds == ["txt2img", "txt2img", "plot"]
+    assert client.get("/api/v1/pictures", params={"kind": "plot", "words": "apple"}).json()["total"] == 1
+    for wrong in ({"x": "Stops=3"}, {}, {"kind": "img2img"}, {"kind": []}, {"x": "Steps=1", "matrix": "prompt"}):
+        answer = client.post("/api/v1/jobs", json={"kind": "plot", "request": {"request": base, **wrong}})
+        assert 400 <= answer.status_code < 500, answer.text
+
+
+def test_adapters_with_what_their_files_say(client: TestClient, engine: Engine) -> None:
+    folder = engine.models.settings.models_dir / "loras"
+    folder.mkdir(parents=True)
+    down, up = torch.zeros(4, 320), torch.zeros(320, 4)
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    metadata = {"ss_tag_frequency": json.dumps({"1_x": {"heron": 3}})}
+    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, folder / "bird.safetensors", metadata)
+    (folder / "torn.safetensors").write_bytes(b"torn")
+    good, torn = client.get("/api/v1/adapters").json()
+    assert (good["name"], good["kind"], good["ranks"], good["words"]) == ("bird.safetensors", "lora", [4], ["heron"])
+    assert good["problem"] == ""
+    assert torn["problem"]
+    assert client.get("/api/v1/adapters", params={"kind": "embedding"}).json() == []

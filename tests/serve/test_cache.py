@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from torch import nn
 
 from danqing.errors import DanqingError
+from danqing.library.folders import Entry
 from danqing.library.settings import load_settings
 from danqing.serve.cache import ModelCache, parse_memory
 
@@ -67,3 +70,38 @@ def test_amounts_of_memory() -> None:
     for text in ("", "lots", "-1GB", "0", "6XB", "nan", "inf", "1e400GB"):
         with pytest.raises(DanqingError, match="memory"):
             parse_memory(text)
+
+
+def test_a_checkpoint_that_is_written_anew_is_loaded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, loads = cache(tmp_path, None)
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"old")
+    monkeypatch.setattr(models, "check", lambda name: Entry("checkpoint", "a", file, "folder"))
+    first = models.get("a")
+    assert models.get("a") is first
+    os.utime(file, ns=(1, 1))
+    assert models.get("a") is not first
+    assert models.loaded() == ("a",)
+    assert loads == ["a/None"] * 2
+
+
+def test_what_is_in_memory_is_told_while_another_one_loads(tmp_path: Path) -> None:
+    models, _ = cache(tmp_path, None)
+    models.get("a")
+    begun, go = threading.Event(), threading.Event()
+    load = models._load
+
+    def slowly(name: str | None, vae: str | None) -> Any:
+        begun.set()
+        assert go.wait(10)
+        assert load is not None
+        return load(name, vae)
+
+    models._load = slowly
+    loading = threading.Thread(target=models.get, args=("b",))
+    loading.start()
+    assert begun.wait(10)
+    assert (models.loaded(), models.size) == (("a",), SIZE)
+    go.set()
+    loading.join(10)
+    assert models.loaded() == ("a", "b")

@@ -6,16 +6,19 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from danqing.errors import DanqingError
-from danqing.requests import ImageToImage, TextToImage, read
-from danqing.serve.accept import Rules
+from danqing.requests import ImageToImage, Outpaint, TextToImage, read
+from danqing.serve.accept import Rules, sync_folder
 from danqing.serve.engine import Engine, QueueFull
+from danqing.serve.events import Event
 from danqing.serve.store import Store
+from danqing.serve.work import Comparison, Enlarge
 from studio import STEPS, FakePainter, fake_studio
 
 
@@ -303,3 +306,172 @@ def test_jobs_are_listed_as_they_are_painted_and_then_the_latest_first(tmp_path:
     assert listed[2:] == over[::-1]
     assert [job.id for job in engine.jobs(("done",))] == over[::-1]
     engine.close()
+
+
+def test_a_job_is_cancelled_whenever_it_is_found_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the database and the painter nothing is lost: an order that comes there waits for it."""
+    engine, painter = fake_studio(tmp_path, start=False)
+    taken, go = threading.Event(), threading.Event()
+    start_next = engine.store.start_next
+
+    def slowly() -> object:
+        job = start_next()
+        if job is not None:
+            taken.set()
+            go.wait(5)
+        return job
+
+    monkeypatch.setattr(engine.store, "start_next", slowly)
+    job = engine.submit(TextToImage(prompt="a", seed=1, n_iter=50))
+    engine.start()
+    assert taken.wait(5)
+    cancelling = threading.Thread(target=engine.cancel, args=(job.id,))
+    cancelling.start()
+    time.sleep(0.05)
+    go.set()
+    cancelling.join(5)
+    assert engine.wait(job.id, 5).state == "cancelled"
+    assert len(painter.painted) < 50
+    engine.close()
+
+
+def test_an_order_that_comes_when_all_is_done_changes_nothing(
+    gated: tuple[Engine, FakePainter, threading.Semaphore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _, gate = gated
+    told: list[Event] = []
+    record = engine.store.record
+
+    def late(identity: str, *args: object, **more: object) -> object:
+        stored = record(identity, *args, **more)  # type: ignore[arg-type]
+        if more.get("state") == "done":
+            engine.interrupt()
+        return stored
+
+    monkeypatch.setattr(engine.store, "record", late)
+    with engine.listen() as events:
+        job = engine.submit(TextToImage(prompt="a", seed=1))
+        gate.release(100)
+        for event in events:
+            assert event is not None
+            told.append(event)
+            if event.name == "ended":
+                break
+    assert engine.job(job.id).state == told[-1].data["state"] == "done"
+
+
+def test_only_what_waits_has_a_place_in_the_queue(gated: tuple[Engine, FakePainter, threading.Semaphore]) -> None:
+    engine, _, _ = gated
+    running, one, other = (engine.submit(TextToImage(prompt=name, seed=1)).id for name in "abc")
+    until(lambda: engine.job(running).state == "running")
+    with pytest.raises(DanqingError, match="is running"):
+        engine.move(running, before=other)
+    with pytest.raises(DanqingError, match="is running"):
+        engine.move(other, before=running)
+    assert engine.move(one, before=one).place == engine.job(one).place
+    engine.move(other, before=one)
+    assert [job.id for job in engine.jobs(("queued",))] == [other, one]
+    assert engine.progress(one).text == "queued, 2 before it"
+
+
+def test_nobody_asks_for_a_picture_that_no_machine_holds(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path, start=False, rules=Rules(canvas=1 << 20))
+    source = Image.new("L", (1000, 500))
+    asked = (
+        ("scale", lambda: Enlarge(images=(source,), scale=3)),
+        ("scale", lambda: Enlarge(images=(source,), width=3000)),
+        ("width", lambda: TextToImage(prompt="a", width=4096, height=4096)),
+        ("width", lambda: TextToImage(prompt="a", width=512, height=512, enable_hr=True, hr_scale=4)),
+        ("width", lambda: read(ImageToImage, {"prompt": "a", "image": source, "sd_upscale": {"scale": 4}})),
+        ("width", lambda: read(Outpaint, {"prompt": "a", "image": source, "up": 4000})),
+    )
+    for field, make in asked:
+        with pytest.raises(DanqingError, match=f"{field}: a picture of"):
+            engine.submit(make())
+    assert engine.submit(Enlarge(images=(source,), scale=1.4)).total == 1
+    assert engine.submit(read(ImageToImage, {"prompt": "a", "image": source})).total == 1
+    engine.close()
+
+
+def test_a_plot_is_one_job_whose_last_picture_is_the_sheet(tmp_path: Path) -> None:
+    engine, painter = fake_studio(tmp_path)
+    base = TextToImage(prompt="an apple", width=64, height=64)
+    job = engine.submit(Comparison(request=base, x="Steps=3,4,5", y="CFG Scale=2,7"))
+    assert (job.kind, job.total, job.request["x"]) == ("plot", 7, "Steps=3,4,5")
+    assert engine.wait(job.id, 10).state == "done"
+    *cells, sheet = engine.pictures(job.id)
+    assert [picture.kind for picture in cells] == ["txt2img"] * 6
+    assert len({picture.seed for picture in cells}) == 1
+    assert sheet.kind == "plot"
+    assert (sheet.prompt, sheet.seed) == ("an apple", cells[0].seed)
+    assert "Script: X/Y/Z plot" in sheet.infotext
+    assert sheet.width >= 3 * 64
+    assert sheet.height >= 2 * 64
+    # the sheet alone is missing: it is made of what is there
+    path = engine.path(sheet)
+    engine.store.forget(sheet.id)
+    path.unlink()
+    engine.store.record(job.id, state="queued")
+    again = engine.wait(job.id, 10)
+    assert again.state == "done"
+    assert len(painter.painted) == 6
+    assert path.is_file()
+    engine.close()
+
+
+def test_plots_of_prompts_and_matrices(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path)
+    base = TextToImage(prompt="a | b", seed=1)
+    job = engine.wait(engine.submit(Comparison(request=base, matrix="prompt", legend=False)).id, 10)
+    assert [picture.prompt for picture in engine.pictures(job.id)] == ["a", "a, b", "a"]
+    lines = ("a cat", "--prompt 'a dog' --steps 3")
+    plot = Comparison(request=TextToImage(prompt="", seed=1), prompts=lines, iterate_seeds=True)
+    job = engine.wait(engine.submit(plot).id, 10)
+    assert [(p.prompt, p.seed) for p in engine.pictures(job.id)][:2] == [("a cat", 1), ("a dog", 2)]
+    engine.close()
+
+
+def test_a_plot_names_no_files_outside_the_model_folders(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path, start=False)
+    base = TextToImage(prompt="a PLACE", seed=1)
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes(b"secret")
+    for x in (f"Checkpoint name={outside}", f"checkpoint={outside}", f"VAE={outside}", "vae=../../x.safetensors"):
+        with pytest.raises(DanqingError, match="model folders"):
+            engine.submit(Comparison(request=base, x=x))
+    with pytest.raises(DanqingError, match="model folders"):
+        engine.submit(Comparison(request=base, x="Prompt S/R=PLACE,<lora:/etc/passwd:1>"))
+    with pytest.raises(DanqingError, match="names a file"):
+        engine.submit(Comparison(request=base, x="Styles=/etc/x.csv:y"))
+    with pytest.raises(DanqingError, match="model folders"):
+        engine.submit(Comparison(request=base, prompts=(f"--sd_model {outside}",)))
+    with pytest.raises(DanqingError, match="fewer than"):
+        engine.submit(Comparison(request=base, x="Seed=1-1000"))
+    with pytest.raises(DanqingError, match="axes"):
+        Comparison(request=base)
+    engine.close()
+
+
+def test_what_is_enlarged_is_found_by_its_words(tmp_path: Path) -> None:
+    engine, painter = fake_studio(tmp_path)
+    job = engine.wait(engine.submit(TextToImage(prompt="a heron", seed=5)).id, 5)
+    (picture,) = engine.pictures(job.id)
+    text = f"{picture.infotext}, Postprocess upscale by: 2"
+    monkey = painter._finished
+
+    def enlarged(*args: object) -> object:
+        return replace(monkey(*args), infotext=text)  # type: ignore[arg-type]
+
+    painter._finished = enlarged  # type: ignore[method-assign,assignment]
+    large = engine.wait(engine.submit(Enlarge(images=(f"picture:{picture.id}",))).id, 5)
+    (found,) = engine.pictures(large.id)
+    assert (found.prompt, found.seed, found.model) == ("a heron", 5, picture.model)
+    engine.close()
+
+
+def test_a_folder_that_cannot_be_opened_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError("folders are not opened here")
+
+    monkeypatch.setattr("danqing.serve.accept.os.open", refused)
+    sync_folder(tmp_path)

@@ -22,7 +22,7 @@ from danqing.serve.cache import ModelCache
 from danqing.serve.engine import Engine
 from danqing.serve.memo import Memo
 from danqing.serve.painter import missing, painter
-from danqing.serve.preview import FACTORS, SIDE, colours, preview
+from danqing.serve.preview import FACTORS, SIDE, colours, look_of, preview
 from danqing.serve.store import Store
 from danqing.serve.work import Enlarge
 from tiny_model import tiny_model
@@ -193,3 +193,72 @@ def test_stable_diffusion_has_the_published_factors(tiny: Model) -> None:
         9,
         3,
     )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        TextToImage(**{**BASE, "steps": 8}, n_iter=2, batch_size=2),
+        TextToImage(**{**BASE, "steps": 8}, sampler_name="DPM++ 2M SDE"),
+        TextToImage(**{**BASE, "steps": 8}, enable_hr=True, hr_scale=1.5, hr_upscaler="Latent"),
+        Inpaint(**{**BASE, "steps": 8}, image=SOURCE, mask=MASK, denoising_strength=1.0),
+    ],
+    ids=["batch", "noisy", "hires", "inpaint"],
+)
+def test_an_interrupted_batch_is_kept_as_it_is_by_then(tmp_path: Path, tiny: Model, asked: Painting) -> None:
+    engine = studio(tmp_path, tiny)
+    calls = [0]
+
+    def count(*_: object) -> None:
+        calls[0] += 1
+        if calls[0] == 3 * asked.batch_size:
+            engine.interrupt()
+
+    hook = tiny.denoiser.register_forward_hook(count)
+    try:
+        job = engine.submit(asked)
+        engine.start()
+        over = engine.wait(job.id, 30)
+    finally:
+        hook.remove()
+    assert over.state == "interrupted"
+    pictures = engine.pictures(job.id)
+    assert [picture.index for picture in pictures] == list(range(asked.batch_size))
+    assert calls[0] < 8 * asked.batch_size
+    (whole,) = paint(asked.model_copy(update={"n_iter": 1, "batch_size": 1}), tiny, say=lambda line: None)
+    with Image.open(engine.path(pictures[0])) as image:
+        assert image.size == whole.image.size
+        assert not np.array_equal(np.asarray(image), np.asarray(whole.image))
+        assert "interrupted after step" in image.info["danqing"]
+    engine.close()
+
+
+def test_small_decoders_paint_previews_as_diffusers_has_them(tmp_path: Path, tiny: Model) -> None:
+    from diffusers import AutoencoderTiny
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    theirs = AutoencoderTiny().eval()
+    state = {name: value for name, value in theirs.state_dict().items() if name.startswith("decoder.")}
+    authors = {
+        f"{int(name.split('.')[2]) + 1}.{name.split('.', 3)[3]}": value for name, value in state.items()
+    }  # its first layer, which clamps, has no weights
+    latents = torch.randn(1, 4, 6, 8)
+    with torch.no_grad():
+        wanted = ((theirs.decode(latents).sample[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255).round()
+    settings = load_settings(data_dir=tmp_path)
+    folder = settings.models_dir / "vae_approx"
+    folder.mkdir(parents=True)
+    forms = (authors, {f"taesd_decoder.{key}": value for key, value in authors.items()}, dict(theirs.state_dict()))
+    for form in forms:
+        save_file({key: value.contiguous() for key, value in form.items()}, folder / "taesd_decoder.safetensors")
+        image = np.asarray(look_of(tiny, settings, pytest.fail)(latents), np.int32)
+        small = np.asarray(Image.fromarray(wanted.to(torch.uint8).numpy()).resize(image.shape[1::-1], 3), np.int32)
+        assert np.abs(image - small).max() <= 1
+    large = look_of(tiny, settings, pytest.fail)(torch.randn(2, 4, 96, 64))
+    assert max(large.size) == SIDE
+    (folder / "taesd_decoder.safetensors").unlink()
+    save_file({"1.weight": torch.zeros(64, 4, 3, 3)}, folder / "taesd_decoder.safetensors")
+    told: list[str] = []
+    look_of(tiny, settings, told.append)(latents)
+    assert "no whole TAESD decoder" in told[0]

@@ -6,6 +6,7 @@ USERS.md section 5 lists them by their CVE numbers.
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import io
 import socket
@@ -34,6 +35,7 @@ from danqing.serve.app import create_app
 from danqing.serve.engine import Engine
 from danqing.serve.security import (
     Buckets,
+    Guard,
     Users,
     check_exposure,
     host_allowed,
@@ -485,6 +487,33 @@ def test_passwords_are_not_guessed_one_after_another(engine: Engine) -> None:
     statuses = [client.get("/api/v1/jobs", headers={"authorization": f"Bearer {n}"}).status_code for n in range(7)]
     assert statuses == [401] * 5 + [429] * 2
     assert client.get("/api/v1/jobs", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 429
+
+
+def test_guesses_that_come_at_once_count_at_once(engine: Engine, tmp_path: Path) -> None:
+    """A password takes its time to be looked at: no guess may slip in while others are."""
+    users = tmp_path / "users"
+    write_users(users, [("anna", "correct horse")])
+    guard = Guard(create_app(engine, ServeSettings()), ServeSettings(users=users, logins_per_minute=3))
+    looked = 0
+
+    def slowly(*_: object, quickly: bool = False) -> bool:
+        nonlocal looked
+        looked += not quickly
+        return False
+
+    async def guesses() -> list[int]:
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/api/v1/jobs", "client": ("10.0.0.9", 1)}
+        rows = [
+            guard._unknown(scope, {"authorization": f"Bearer guess-number-{number}-of-many"}, "10.0.0.9")
+            for number in range(20)
+        ]
+        return [refusal[0] for refusal in await asyncio.gather(*rows) if refusal is not None]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("danqing.serve.security.known", slowly)
+        statuses = asyncio.run(guesses())
+    assert looked == statuses.count(401) == 3
+    assert statuses.count(429) == 17
 
 
 def test_other_machines_are_held_to_a_rate(engine: Engine) -> None:

@@ -81,6 +81,7 @@ _KIND_OF_FOLDER: dict[str, Kind] = {
     "upscale_models": "upscaler",
     "vae-approx": "other",
     "vae_approx": "other",
+    "vae-taesd": "other",
     "controlnetpreprocessor": "preprocessor",
     "preprocessors": "preprocessor",
     "gfpgan": "face_restorer",

@@ -14,16 +14,13 @@ from typing import Any
 from fastapi import HTTPException
 
 from danqing.library.settings import Settings
-from danqing.pipeline.axes import LABELS
 from danqing.pipeline.expand import fix_seeds
 from danqing.pipeline.plot import from_rows, matrix, settable, xyz
 from danqing.pipeline.upscale import upscaler_names
 from danqing.prompts.lines import parse_lines
-from danqing.prompts.values import split_csv
 from danqing.requests import ImageToImage, Outpaint, Painting, TextToImage, read
-from danqing.serve.a1111_requests import check_styles
 from danqing.serve.a1111_script import Arg, Layout, Script, Values, Work
-from danqing.serve.accept import FILES, check_name, model_roots
+from danqing.serve.compare import check_axes, check_rows
 
 
 def _loopback(work: Work, values: Values) -> None:
@@ -111,8 +108,8 @@ def _xyz(request: Painting, values: Values, settings: Settings, notes: list[str]
         chosen, text = values[f"{letter} values dropdown"], values[f"{letter} values"]
         if isinstance(chosen, list) and chosen and not (text and values["Use text inputs instead of dropdowns"]):
             text = _csv(chosen)
-        _check_axis(title, str(text or ""), settings)
         specs.append("" if title == "Nothing" else f"{title}={text or ''}")
+    check_axes(specs, request, settings)
     vary = "".join(letter for letter in "xyz" if values[f"Vary seeds for {letter.upper()}"])
     plot = xyz(
         request, *specs, fixed_seeds=not values["Keep -1 for seeds"], vary_seeds=vary, settings=settings
@@ -128,15 +125,6 @@ def _xyz(request: Painting, values: Values, settings: Settings, notes: list[str]
 
 def _margin(values: Values) -> int:
     return min(max(int(values["Grid margins (px)"]), 0), 500)
-
-
-def _check_axis(title: str, text: str, settings: Settings) -> None:
-    """Values that name files name those of the model folders. Raises DanqingError for a path out of them."""
-    if title == "Styles":
-        check_styles(split_csv(text))
-    elif LABELS.get(title, title) in FILES:
-        for name in split_csv(text):
-            check_name(name, title, model_roots(settings))
 
 
 def _csv(values: Sequence[Any]) -> str:
@@ -163,11 +151,7 @@ def _from_text(request: Painting, values: Values, settings: Settings, notes: lis
         where, text = "start", where
     rows, left_out = parse_lines(str(text), settable(type(request)), "List of prompt inputs")
     notes += left_out
-    roots = model_roots(settings)
-    for row in rows:
-        for name in row.keys() & FILES:
-            check_name(str(row[name]), name, roots)
-        check_styles(row.get("styles", ()))
+    check_rows(rows, request, settings)
     fixed = fix_seeds(request) if values["Use same random seed for all lines"] else request
     iterates = bool(values["Iterate seed every line"])
     plot = from_rows(fixed, rows, iterate_seeds=iterates, settings=settings)

@@ -14,9 +14,10 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
@@ -27,11 +28,14 @@ from danqing.library.settings import Settings
 from danqing.metadata.files import SUFFIXES
 from danqing.pipeline.expand import expand, fix_seeds
 from danqing.request_parts import REFERENCE, Reference
-from danqing.requests import Painting, TextToImage
+from danqing.requests import ImageToImage, Outpaint, Painting, TextToImage
 from danqing.serve.cache import ModelCache
 from danqing.serve.fetch import fetch
-from danqing.serve.work import KINDS
+from danqing.serve.store import Job
+from danqing.serve.work import KINDS, Comparison, Enlarge, painted_kind
 from danqing.vocabulary import find_module, quoted
+
+Asked = TypeVar("Asked", bound=Painting)
 
 PICTURES = frozenset({"image", "mask", "subimage", "images"})
 """Fields, here and in what a request holds, that are pictures."""
@@ -72,15 +76,21 @@ PLAIN = frozenset(
         "mask_text",
         "module",
         "name",
+        "prompts",
         "sampler_name",
         "scheduler",
         "styles",
+        "vary_seeds",
         "version",
+        "x",
+        "y",
+        "z",
     }
 )
 """Fields whose text is looked up in a table, or is shown to a network: they name no file.
 
-`styles` and `module` could: `_check_text` looks at them for themselves.
+`styles` and `module` could: `_check_text` looks at them for themselves. What a plot's axes and lines say is looked at in
+the requests that they make (`serve.compare`).
 """
 APART = frozenset({"prompt", "negative_prompt", "seed", "template"})
 """Fields in which requests may differ that share a run..."""
@@ -177,32 +187,62 @@ def accept(
         return path
 
     held = _walked(request, rules, kept, model_roots(models.settings))
-    if not isinstance(held, Painting):
+    if isinstance(held, Enlarge):
+        _check_enlarged(held, rules, folder)
         fields = held.model_dump(mode="json", exclude_unset=True)
-        return Accepted(kind, fields, (fields,), len(getattr(held, "images", ())), tuple(inputs))
-    if held.model is None and models.settings.default_model is not None:
-        held = held.model_copy(update={"model": models.settings.default_model})
-    models.check(held.model)
-    held = fix_seeds(held)
+        return Accepted(kind, fields, (fields,), len(held.images), tuple(inputs))
+    if isinstance(held, Comparison):
+        return _compared(held, rules, folder, models, tuple(inputs))
+    held = fix_seeds(_with_model(held, models.settings))
     total = held.batch_size * held.n_iter
     if total > rules.paints:
         raise DanqingError(f"n_iter: {total} pictures in one job; at most {rules.paints}")
-    _check_canvas(held, rules)
     parts = expand(held, models.settings)
     total = sum(part.batch_size * part.n_iter for part in parts)
     if total > rules.paints:
         raise DanqingError(f"dynamic: {total} pictures come of this; at most {rules.paints}")
-    for part in parts:  # what was written out may hold tags of its own
-        _walked(part, rules, lambda source, field: str(source), model_roots(models.settings))
+    _check_parts(parts, rules, folder, models)
     asked = held.model_dump(mode="json", exclude_unset=True)
-    return Accepted(
-        kind,
-        asked,
-        tuple(part.model_dump(mode="json", exclude_unset=True) for part in parts),
-        total,
-        tuple(inputs),
-        share_key(parts[0]) if total == 1 else None,
-    )
+    return Accepted(kind, asked, _dumped(parts), total, tuple(inputs), share_key(parts[0]) if total == 1 else None)
+
+
+def _compared(asked: Comparison, rules: Rules, folder: Path, models: ModelCache, inputs: tuple[str, ...]) -> Accepted:
+    """A plot's requests as parts of one job, and what its sheet is made by as the last."""
+    from danqing.serve.compare import check_count, layout_of, plot_of  # torch comes with it
+
+    base = _with_model(asked.request, models.settings)
+    if asked.fixed_seeds or asked.vary_seeds or asked.iterate_seeds or asked.matrix is not None:
+        base = fix_seeds(base)
+    check_names(base, models.settings, rules)
+    asked = asked.model_copy(update={"request": base})
+    plot = plot_of(asked, models.settings)
+    check_count(plot, rules.paints)
+    parts = [fix_seeds(request) for cell in plot.cells for request in cell.requests]
+    _check_parts(parts, rules, folder, models)
+    layout = layout_of(plot, asked)
+    fields = {**asked.model_dump(mode="json", exclude_unset=True), "kind": asked.kind}
+    last = {"sheet": layout.model_dump(mode="json")}
+    return Accepted("plot", fields, (*_dumped(parts), last), sum(layout.counts) + 1, inputs)
+
+
+def _with_model(request: Asked, settings: Settings) -> Asked:
+    """The request with the default checkpoint named, where it names none."""
+    if request.model is None and settings.default_model is not None:
+        return request.model_copy(update={"model": settings.default_model})
+    return request
+
+
+def _check_parts(parts: Sequence[Painting], rules: Rules, folder: Path, models: ModelCache) -> None:
+    """What was written out may name files of its own, and be larger. Raises DanqingError."""
+    for part in parts:
+        check_names(part, models.settings, rules)
+        _check_canvas(part, rules, folder)
+    for name in {part.model for part in parts}:
+        models.check(name)
+
+
+def _dumped(parts: Sequence[Painting]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(part.model_dump(mode="json", exclude_unset=True) for part in parts)
 
 
 def share_key(request: Painting) -> str | None:
@@ -217,8 +257,8 @@ def share_key(request: Painting) -> str | None:
     return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()
 
 
-def read_part(kind: str, fields: Mapping[str, Any], folder: Path) -> BaseModel:
-    """A job's part as a request to paint: its pictures are paths below `folder`. Raises DanqingError."""
+def read_part(job: Job, number: int, folder: Path) -> BaseModel:
+    """That part of a job as a request to paint: its pictures are paths below `folder`. Raises DanqingError."""
     from danqing.requests import read
 
     def placed(value: Any, field: str) -> Any:
@@ -230,12 +270,17 @@ def read_part(kind: str, fields: Mapping[str, Any], folder: Path) -> BaseModel:
             return str(folder / value)
         return value
 
-    return read(KINDS[kind], placed(dict(fields), ""))
+    return read(KINDS[painted_kind(job)], placed(dict(job.parts[number]), ""))
 
 
 def model_roots(settings: Settings) -> tuple[Path, ...]:
     """The folders that names of files may lead into."""
     return tuple(root.resolve() for root in (settings.models_dir, hub_cache(settings), *settings.folders))
+
+
+def check_names(request: BaseModel, settings: Settings, rules: Rules | None = None) -> None:
+    """Whether all that a request names is of the model folders, and no text too long. Raises DanqingError."""
+    _walked(request, rules or Rules(), lambda source, field: str(source), model_roots(settings))
 
 
 def check_name(name: str, field: str, roots: Sequence[Path]) -> None:
@@ -301,7 +346,7 @@ def decoded(url: str, field: str, rules: Rules) -> bytes:
 def check_picture(data: bytes, field: str, rules: Rules) -> str:
     """The format of a picture that can be opened safely: its size is read before a pixel is. Raises DanqingError."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(io.BytesIO(data)) as image:
             form, pixels = str(image.format), image.width * image.height
             if form not in FORMATS:
                 raise DanqingError(f"{field}: {form} pictures are not taken; send {', '.join(sorted(SUFFIXES))}")
@@ -341,8 +386,11 @@ def _write_once(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk, as its files are."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Wait until the names in a folder are on disk, as its files are. Windows opens no folders, and needs none of it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(handle)
     finally:
@@ -383,10 +431,47 @@ def _check_text(value: str, field: str, rules: Rules, roots: Sequence[Path]) -> 
             check_name((match[1] or match[2] or "").strip(), field, roots)
 
 
-def _check_canvas(request: Painting, rules: Rules) -> None:
-    """No picture is larger than the machine should be asked for."""
-    pixels = (request.width or 1024) * (request.height or 1024)
+def _check_canvas(request: Painting, rules: Rules, folder: Path) -> None:
+    """No picture is larger than the machine should be asked for; the sources of paintings lie in `folder`."""
+    source = getattr(request, "image", None)
+    width, height = _size(folder, source) if isinstance(source, str) else (1024, 1024)
+    if isinstance(request, Outpaint):
+        width, height = width + request.left + request.right, height + request.up + request.down
+    pixels: float = (request.width or width) * (request.height or height)
     if isinstance(request, TextToImage) and request.enable_hr:
-        pixels = max(round(pixels * request.hr_scale**2), request.hr_resize_x * request.hr_resize_y)
+        pixels = max(pixels * request.hr_scale**2, request.hr_resize_x * request.hr_resize_y)
+    if isinstance(request, ImageToImage) and request.sd_upscale is not None:
+        pixels = max(pixels, width * height * request.sd_upscale.scale**2)
     if pixels > rules.canvas:
         raise DanqingError(f"width: a picture of {pixels / 1e6:.0f} million pixels; at most {rules.canvas / 1e6:.0f}")
+
+
+def _check_enlarged(request: Enlarge, rules: Rules, folder: Path) -> None:
+    """The same of a picture that is made larger."""
+    for source in request.images:
+        width, height = _size(folder, str(source))
+        scale = request.scale or 2.0
+        if request.width or request.height:  # one alone keeps the proportions; both may be covered
+            scale = max((request.width or 0) / width, (request.height or 0) / height)
+        pixels = width * height * scale**2
+        if pixels > rules.canvas:
+            raise DanqingError(
+                f"scale: a picture of {pixels / 1e6:.0f} million pixels would come of it; "
+                f"at most {rules.canvas / 1e6:.0f}"
+            )
+
+
+def _size(folder: Path, source: str) -> tuple[int, int]:
+    """Width and height of a picture that was accepted. Raises DanqingError where it is gone meanwhile."""
+    try:
+        with _opened(folder / source) as image:
+            return image.size
+    except OSError:
+        raise DanqingError(f"image: {source} is not there any more; send the picture again") from None
+
+
+def _opened(source: Path | io.BytesIO) -> Image.Image:
+    """A picture of which the header was read. JPEG XL is read by a plugin, where that is installed."""
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401
+    return Image.open(source)

@@ -7,7 +7,7 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
@@ -21,13 +21,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from danqing.errors import DanqingError
+from danqing.metadata.files import read_picture
 from danqing.requests import ImageToImage, Inpaint, Outpaint, TextToImage
 from danqing.serve import gallery
 from danqing.serve.engine import Engine
 from danqing.serve.settings import ServeSettings
-from danqing.serve.store import Job, State, Stored
+from danqing.serve.store import Job, JobTold, NotFound, PictureTold, State, Stored
 from danqing.serve.store import Query as Search
-from danqing.serve.work import Enlarge
+from danqing.serve.work import Comparison, Enlarge
 from danqing.version import __version__
 from danqing.vocabulary import SAMPLERS, SCHEDULERS
 
@@ -84,49 +86,27 @@ class NewEnlarge(_Asked):
     request: Enlarge
 
 
+class NewPlot(_Asked):
+    """Paint a request many times over, and a labelled sheet of it all."""
+
+    kind: Literal["plot"]
+    request: Comparison
+
+
 NewJob = Annotated[
-    NewTextToImage | NewImageToImage | NewInpaint | NewOutpaint | NewEnlarge, Field(discriminator="kind")
+    NewTextToImage | NewImageToImage | NewInpaint | NewOutpaint | NewEnlarge | NewPlot, Field(discriminator="kind")
 ]
 
 
-class JobOut(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class JobOut(JobTold):
     """A job, as the queue holds it."""
 
-    id: str
-    kind: str
-    request: dict[str, Any]
-    total: int
-    origin: str
-    state: State
-    priority: int
-    created: float
-    started: float | None
-    ended: float | None
-    error: str | None
-    notes: list[str]
-    skipped: list[int]
 
-
-class PictureOut(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class PictureOut(PictureTold):
     """A picture of the gallery. `url` and `thumbnail` are where its pixels are."""
 
-    id: str
-    job: str | None
-    index: int
-    infotext: str
-    prompt: str
-    negative_prompt: str
-    model: str
-    sampler: str
-    seed: int | None
-    kind: str
-    width: int
-    height: int
-    created: float
-    rating: int
-    favourite: bool
-    tags: list[str]
-    deleted: float | None
     url: str
     thumbnail: str
 
@@ -181,6 +161,12 @@ _EXAMPLES: dict[str, Any] = {
     },
     "a batch, soon": {
         "value": {"kind": "txt2img", "request": {"prompt": "a castle", "batch_size": 4}, "priority": 10},
+    },
+    "a plot": {
+        "value": {
+            "kind": "plot",
+            "request": {"request": {"prompt": "a red apple", "seed": 7}, "x": "Steps=5,10,20", "y": "CFG Scale=3,7"},
+        },
     },
     "a picture of the gallery painted over": {
         "value": {
@@ -314,13 +300,13 @@ def _add_gallery(api: APIRouter, engine: Engine, settings: ServeSettings) -> Non
 
     @api.get("/pictures/{picture}/file", tags=["gallery"], summary="Its file", response_class=FileResponse)
     def file(picture: Identity) -> FileResponse:
-        path = engine.path(store.picture(picture))
+        path = _there(engine.path(store.picture(picture)))
         return FileResponse(path, media_type=_TYPES.get(path.suffix, "application/octet-stream"), headers=_FOREVER)
 
     @api.get("/pictures/{picture}/thumbnail", tags=["gallery"], summary="A small one", response_class=Response)
     def thumbnail(picture: Identity, side: Annotated[int, Query(ge=16, le=1024)] = 256) -> Response:
         stored = store.picture(picture)
-        return Response(small(engine.path(stored), side), media_type="image/webp", headers=_FOREVER)
+        return Response(small(_there(engine.path(stored)), side), media_type="image/webp", headers=_FOREVER)
 
     @api.get("/pictures/{picture}/request", tags=["gallery"], summary="How it was made")
     def request(picture: Identity) -> dict[str, Any]:
@@ -367,6 +353,24 @@ def _add_lists(api: APIRouter, engine: Engine) -> None:
         rows = list_models(engine.models.settings)
         names = ("name", "kind", "family", "size", "source", "problem")
         return [{name: getattr(row, name) for name in names} for row in rows if kind in (None, row.kind)]
+
+    @api.get("/adapters", tags=["lists"], summary="LoRAs, embeddings, hypernetworks, ControlNets ... and what they are")
+    def adapters(kind: Annotated[str | None, Query(max_length=40)] = None) -> list[dict[str, Any]]:
+        """Names, trigger words, ranks and how they were trained, as far as their files say. `problem` is one's that cannot be read."""
+        from danqing.adapters.inspect import inspect_adapter  # torch comes with it
+        from danqing.library.names import known
+        from danqing.pipeline.adapters import ADAPTERS
+
+        rows: list[dict[str, Any]] = []
+        for entry in known(engine.models.settings):
+            if entry.kind not in ADAPTERS or kind not in (None, entry.kind):
+                continue
+            try:
+                told = {name: value for name, value in asdict(inspect_adapter(entry.path)).items() if name != "path"}
+                rows.append({**told, "name": entry.name, "kind": entry.kind, "problem": ""})
+            except DanqingError as error:
+                rows.append({"name": entry.name, "kind": entry.kind, "problem": str(error)})
+        return rows
 
     @api.get("/models/loaded", tags=["lists"], summary="The checkpoints in memory")
     def loaded() -> dict[str, Any]:
@@ -431,7 +435,7 @@ async def _events(engine: Engine, first: Job | None, previews: bool) -> AsyncIte
     async with engine.alisten(None if first is None else first.id) as events:
         if first is not None:  # as it is now that nothing more can be missed
             first = await run_in_threadpool(engine.job, first.id)
-            yield _event("job", _job_out(first).model_dump(mode="json"))
+            yield _event("job", asdict(_job_out(first)))
             if first.over:
                 return
         async for event in events:
@@ -474,13 +478,20 @@ def _streamed(events: AsyncIterator[str]) -> StreamingResponse:
 
 
 def _job_out(job: Job) -> JobOut:
-    return JobOut.model_validate(job, from_attributes=True)
+    return JobOut(**{each.name: getattr(job, each.name) for each in fields(JobTold)})
 
 
 def _picture_out(picture: Stored) -> PictureOut:
     place = f"/api/v1/pictures/{picture.id}"
-    fields = {name: value for name, value in asdict(picture).items() if name not in ("path", "record")}
-    return PictureOut.model_validate({**fields, "url": f"{place}/file", "thumbnail": f"{place}/thumbnail"})
+    told = {each.name: getattr(picture, each.name) for each in fields(PictureTold)}
+    return PictureOut(**told, url=f"{place}/file", thumbnail=f"{place}/thumbnail")
+
+
+def _there(path: FilePath) -> FilePath:
+    """Raises NotFound where a person has taken a picture's file away."""
+    if not path.is_file():
+        raise NotFound("picture: its file is not there any more")
+    return path
 
 
 def _queue_out(engine: Engine) -> QueueOut:
@@ -497,9 +508,8 @@ def _png(image: Image.Image) -> bytes:
 
 def _thumbnail(path: FilePath, side: int) -> bytes:
     """WebP; a picture's file never changes, so that it is made once."""
-    with Image.open(path) as image:
-        image.draft("RGB", (side * 2, side * 2))
-        small = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    image = read_picture(path).image
+    small = image.convert("RGBA" if image.has_transparency_data else "RGB")
     small.thumbnail((side, side))
     data = io.BytesIO()
     small.save(data, "WEBP", quality=80)

@@ -13,13 +13,12 @@ from danqing.library.folders import Entry
 from danqing.library.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from danqing.families import Model
     from danqing.prompts.encode import Cache
+    from danqing.serve.preview import Look
 
-Key = tuple[str, str]
-"""(path of the checkpoint, name of the autoencoder or nothing)."""
+Key = tuple[str, str, int]
+"""(path of the checkpoint, name of the autoencoder or nothing, when the checkpoint's file was written)."""
 
 
 @dataclass(eq=False)
@@ -31,7 +30,7 @@ class Held:
     """Bytes of its weights."""
     prompts: Cache = field(default_factory=dict)
     """Encoded prompts, which go with it."""
-    colours: Tensor | None = None
+    look: Look | None = None
     """What previews are made by (`serve.preview`), once that is known."""
 
 
@@ -56,6 +55,7 @@ class ModelCache:
         self.device, self.dtype, self._load = device, dtype, load
         self._held: OrderedDict[Key, Held] = OrderedDict()
         self._lock = threading.RLock()
+        self._loading = threading.Lock()
 
     def check(self, name: str | None) -> Entry | None:
         """What `name` means; None is the default model. Raises DanqingError where there is none such."""
@@ -69,16 +69,19 @@ class ModelCache:
     def get(self, name: str | None = None, vae: str | None = None) -> Held:
         """The model, loaded where it is not; others go until it fits. Raises DanqingError as `load` does."""
         entry = self.check(name)
-        key = (str(entry.path) if entry is not None else name or "", vae or "")
-        with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
+        key = (str(entry.path) if entry is not None else name or "", vae or "", _written(entry))
+        with self._loading:  # whoever asks what is in memory need not wait for it
+            with self._lock:
+                if key in self._held:
+                    self._held.move_to_end(key)
+                    return self._held[key]
+                for other in [other for other in self._held if other[:2] == key[:2]]:
+                    del self._held[other]  # its file was written anew
             if self.budget is not None:
-                expected = _size_on_disk(entry)
-                self._shrink(self.budget - expected, keep=0)
+                self._shrink(self.budget - _size_on_disk(entry), keep=0)
             held = self._loaded(name, vae)
-            self._held[key] = held
+            with self._lock:
+                self._held[key] = held
             if self.budget is not None:
                 self._shrink(self.budget, keep=1)
             return held
@@ -103,9 +106,10 @@ class ModelCache:
     def _shrink(self, budget: int, keep: int) -> None:
         """Let go of the oldest until the rest is within `budget`, or only `keep` are left."""
         dropped = False
-        while len(self._held) > keep and self.size > budget:
-            self._held.popitem(last=False)
-            dropped = True
+        with self._lock:
+            while len(self._held) > keep and self.size > budget:
+                self._held.popitem(last=False)
+                dropped = True
         if dropped:
             _release()
 
@@ -135,6 +139,14 @@ def parse_memory(text: str) -> int:
     except (ValueError, KeyError):
         raise DanqingError(f"memory: {text!r} is no amount of memory; write it as 6GB") from None
     return int(value)
+
+
+def _written(entry: Entry | None) -> int:
+    """When the checkpoint's file was written last, in nanoseconds; 0 where that is not known."""
+    try:
+        return 0 if entry is None else entry.path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _size_on_disk(entry: Entry | None) -> int:

@@ -22,15 +22,25 @@ from pydantic import BaseModel
 
 from danqing.errors import DanqingError
 from danqing.metadata.files import save
+from danqing.metadata.infotext import parse
 from danqing.requests import ResolvedRequest
 from danqing.serve.accept import Rules, accept, sync_folder
 from danqing.serve.cache import ModelCache
 from danqing.serve.events import Event, Happening, Listeners
 from danqing.serve.store import Job, NewPicture, State, Store, Stored
-from danqing.serve.work import Finished, Paint, Sharing, Tick
+from danqing.serve.work import Finished, Paint, Sharing, Tick, painted_kind, picture_path
 
 log = logging.getLogger("danqing.serve")
 
+Command = Literal["interrupt", "skip", "cancel"]
+Order = Literal["interrupt", "skip", "cancel", "stop"]
+"""What a person, or the end of the studio, makes of a job that is painted."""
+_ENDS: Mapping[Order, State] = {
+    "stop": "queued",
+    "cancel": "cancelled",
+    "interrupt": "interrupted",
+    "skip": "done",
+}
 _BIN_DAYS = 30
 _LOOK = 5.0
 """Seconds after which a job that is waited for is looked at, whether or not anything was told of it."""
@@ -84,13 +94,18 @@ class Engine:
         self.store, self.folder, self.models = store, folder.absolute(), models
         self.rules = rules or Rules()
         self._lock = _locked(self.folder)
+        try:
+            store.hold()
+        except DanqingError:
+            self._lock.release()
+            raise
         self._paint, self._sharing, self._batch = paint, sharing, batch
         self._bell = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._order: Literal["interrupt", "skip", "cancel", "stop"] | None = None
+        self._order: Order | None = None
         self._current: Job | None = None
         self._riders: dict[str, Job] = {}
-        self._left: dict[str, Literal["interrupt", "skip", "cancel"]] = {}
+        self._left: dict[str, Command] = {}
         self._tick: Tick | None = None
         self._have = 0
         self._began, self._began_share = 0.0, 0.0
@@ -107,7 +122,10 @@ class Engine:
         self._thread.start()
 
     def close(self, timeout: float = 30.0) -> None:
-        """Stop after the present step; what is not done waits for the next start. The folder is free afterwards."""
+        """Stop after the present step; what is not done waits for the next start. The folder is free afterwards.
+
+        A step that takes longer than `timeout` seconds is left behind, and keeps the folder until the process ends.
+        """
         with self._bell:
             self._closing = True
             if self._current is not None:
@@ -116,6 +134,8 @@ class Engine:
         self._listeners.close()
         if self._thread is not None:
             self._thread.join(timeout)
+            if self._thread.is_alive():  # a very long step: the folder is this process's until it ends
+                return
         self.store.close()
         self._lock.release()
 
@@ -127,7 +147,9 @@ class Engine:
     # jobs
 
     def submit(self, request: BaseModel, *, origin: str = "api", priority: int = 0) -> Job:
-        """Accept a `TextToImage`, `ImageToImage`, `Inpaint`, `Outpaint` or `Enlarge`: when this returns, it is on disk.
+        """Accept a `TextToImage`, `ImageToImage`, `Inpaint`, `Outpaint`, `Enlarge` or `Comparison`.
+
+        When this returns, it is on disk.
 
         Seeds are drawn and styles and wildcards written out now, so that it paints the same whenever it runs. Its
         pictures are data URLs, `picture:ID` of the gallery, or `inputs/...` of an earlier job. Raises DanqingError for
@@ -287,13 +309,16 @@ class Engine:
                     self.store.requeue_running()
 
     def _next(self) -> None:
-        job = self.store.start_next()
-        if job is None:
-            with self._bell:
+        with self._bell:  # whoever finds a job running finds it here, and can stop it
+            job = self.store.start_next()
+            if job is None:
                 if not self._closing:
                     self._bell.wait(1.0)
-            return
-        alike = self.store.start_alike(job, self._batch - 1) if self._batch > 1 else ()
+                return
+            alike = self.store.start_alike(job, self._batch - 1) if self._batch > 1 else ()
+            self._current, self._tick, self._order = job, None, "stop" if self._closing else None
+            self._riders, self._left = {each.id: each for each in alike}, {}
+            self._have, self._began, self._began_share = 0, time.monotonic(), 0.0
         if alike:
             self._together((job, *alike))
         else:
@@ -301,10 +326,6 @@ class Engine:
 
     def _together(self, jobs: Sequence[Job]) -> None:
         """Paint jobs of one picture each in one run. Where that does not go, each waits again, to be painted by itself."""
-        with self._bell:
-            self._current, self._tick, self._order = jobs[0], None, "stop" if self._closing else None
-            self._riders, self._left = {job.id: job for job in jobs[1:]}, {}
-            self._have, self._began, self._began_share = 0, time.monotonic(), 0.0
         for job in jobs:
             self._emit("started", job.id)
         try:
@@ -368,19 +389,17 @@ class Engine:
             return True
         if order is not None:
             left[jobs[0].id] = order
-        ends: Mapping[str, State] = {"cancel": "cancelled", "interrupt": "interrupted", "skip": "done"}
         for identity in left.keys() & waiting.keys():
             del waiting[identity]
             skipped = (0,) if left[identity] == "skip" else None
-            self.store.record(identity, skipped=skipped, state=ends[left[identity]])
-            self._emit("ended", identity, state=ends[left[identity]], error=None)
+            self.store.record(identity, skipped=skipped, state=_ENDS[left[identity]])
+            self._emit("ended", identity, state=_ENDS[left[identity]], error=None)
         return not waiting
 
     def _one(self, job: Job) -> None:
         with self._bell:
-            self._current, self._tick, self._order = job, None, "stop" if self._closing else None
             self._have = len(self.store.pictures(job.id)) + len(job.skipped)
-            self._began, self._began_share = time.monotonic(), _share(job, None, self._have)
+            self._began_share = _share(job, None, self._have)
         self._emit("started", job.id)
         notes = list(job.notes)
         try:
@@ -392,8 +411,11 @@ class Engine:
         except Exception as problem:
             log.exception("job %s failed", job.id)
             state, error = "failed", f"an error of Danqing's own: {type(problem).__name__}: {problem}"
-        if self.store.job(job.id).state == "running":
+        now = self.store.job(job.id)
+        if now.state == "running":
             self.store.record(job.id, notes=notes, state=state, error=error)
+        else:  # it was done when the order to stop came
+            state, error = now.state, now.error
         if state != "queued":
             self._forget_steps(job.id)
         with self._bell:
@@ -417,12 +439,17 @@ class Engine:
             if len(have) >= job.total:
                 return "done", None
             ticks = self._painter()(job, frozenset(have), note)
-            order = None
+            order: Order | None = None
+            kept = False
             try:
                 for tick in ticks:
                     have |= {each.index for each in tick.finished}
-                    order = self._ticked(job, tick, have, notes)
-                    if order is not None:
+                    order = self._ticked(job, tick, have, notes, kept) or order
+                    if order == "interrupt" and tick.hurry is not None and not tick.finished:
+                        if not kept:  # the batch comes as it is by now
+                            tick.hurry()
+                        kept = True
+                    elif order is not None:
                         break
             finally:
                 close = getattr(ticks, "close", None)
@@ -431,8 +458,7 @@ class Engine:
             if order is None:
                 return "done", None
             if order != "skip":
-                ends: Mapping[str, State] = {"stop": "queued", "cancel": "cancelled", "interrupt": "interrupted"}
-                return ends[order], None
+                return _ENDS[order], None
             skipped |= set(range(tick.first, tick.first + tick.count)) - have
             self.store.record(job.id, skipped=sorted(skipped))
 
@@ -443,14 +469,12 @@ class Engine:
             self._paint = painter(self.models, self.folder)
         return self._paint
 
-    def _ticked(
-        self, job: Job, tick: Tick, have: set[int], notes: Sequence[str]
-    ) -> Literal["interrupt", "skip", "cancel", "stop"] | None:
+    def _ticked(self, job: Job, tick: Tick, have: set[int], notes: Sequence[str], hurried: bool) -> Order | None:
         """Keep what is finished, tell of it, wait where it is paused; returns an order to stop."""
         if tick.finished:
             files = [self._write(job, each) for each in tick.finished]
-            last = len(have) >= job.total
-            stored = self.store.record(job.id, files, notes=notes, state="done" if last else None)
+            ended: State | None = "interrupted" if hurried else "done" if len(have) >= job.total else None
+            stored = self.store.record(job.id, files, notes=notes, state=ended)
             for picture in stored:
                 self._emit("picture", job.id, id=picture.id, index=picture.index)
         with self._bell:
@@ -469,8 +493,7 @@ class Engine:
 
     def _write(self, job: Job, finished: Finished) -> NewPicture:
         """Write a picture's file, safely on disk before its row; the same file whenever it is painted again."""
-        day = time.strftime("%Y-%m-%d", time.gmtime(job.created))
-        path = f"pictures/{day}/{job.id}-{finished.index:04d}.png"
+        path = picture_path(job, finished.index)
         record = finished.record
         save(
             finished.image,
@@ -479,14 +502,14 @@ class Engine:
             record.model_dump_json(exclude_none=True) if record else None,
         )
         _sync(self.folder / path)
-        return _described(job.kind, finished, path, record)
+        return _described(job.kind if record is None else painted_kind(job), finished, path, record)
 
     def _forget_steps(self, job: str) -> None:
         """What was kept to go on with a job's pictures after a crash (`serve.memo`)."""
         for file in (self.folder / "resume").glob(f"{job}.*"):
             file.unlink(missing_ok=True)
 
-    def _command(self, order: Literal["interrupt", "skip", "cancel"], identity: str | None) -> None:
+    def _command(self, order: Command, identity: str | None) -> None:
         with self._bell:
             if self._current is None or self._order == "stop":
                 return
@@ -504,8 +527,7 @@ class Engine:
         have = len(self.store.pictures(job.id)) + len(job.skipped)
         text: str = job.state if job.over else "queued"
         if job.state == "queued":
-            before = [each.id for each in self.store.jobs(("queued", "running"), limit=10_000)]
-            text = f"queued, {before.index(job.id)} before it" if job.id in before else "queued"
+            text = f"queued, {self.store.before(job)} before it"
         share = 1.0 if job.over else _share(job, None, have)
         return Progress(job=job.id, share=share, pictures=job.total, picture=have, text=text)
 
@@ -523,8 +545,7 @@ class Engine:
         """After a crash: what ran waits again; files without a row, half-written ones and unused inputs go."""
         for job in self.store.requeue_running():
             known = {picture.path for picture in self.store.pictures(job.id)}
-            day = time.strftime("%Y-%m-%d", time.gmtime(job.created))
-            for file in (self.folder / "pictures" / day).glob(f"{job.id}-*.png"):
+            for file in (self.folder / picture_path(job, 0)).parent.glob(f"{job.id}-*.png"):
                 if str(file.relative_to(self.folder)) not in known:
                     file.unlink(missing_ok=True)
             log.info("job %s was running when the server ended; it goes on", job.id)
@@ -570,8 +591,19 @@ def _described(kind: str, finished: Finished, path: str, record: ResolvedRequest
         infotext=finished.infotext,
         kind=kind,
     )
-    if record is None:
-        return new
+    if record is None:  # a picture that was enlarged, or a plot's sheet: by what it says itself
+        prompt, negative_prompt, pairs = parse(finished.infotext)
+        if not pairs:
+            return new
+        seed = pairs.get("Seed", "")
+        return replace(
+            new,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            model=pairs.get("Model", ""),
+            sampler=pairs.get("Sampler", ""),
+            seed=int(seed) if seed.isdecimal() and len(seed) <= 20 else None,
+        )
     request = record.request
     return replace(
         new,

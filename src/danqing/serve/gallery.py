@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from danqing.errors import DanqingError
-from danqing.metadata.files import SUFFIXES, PictureFile, read_picture
+from danqing.metadata.files import SUFFIXES, PictureFile, free_name, read_picture, save
 from danqing.metadata.read import as_dict, as_infotext, tell
 from danqing.metadata.told import Told
+from danqing.pipeline.naming import Job, Subject, expand
 from danqing.requests import kind_of
+from danqing.serve.accept import sync_folder
 from danqing.serve.engine import Engine
 from danqing.serve.store import NewPicture, Stored
 from danqing.vocabulary import quoted
@@ -85,7 +87,10 @@ def _kept(data: Path, path: Path) -> NewPicture:
         beside = target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             shutil.copyfile(path, beside)
+            with beside.open("rb") as copied:
+                os.fsync(copied.fileno())
             os.replace(beside, target)
+            sync_folder(target.parent)
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise DanqingError(f"{path}: cannot be copied: {error.strerror}") from None
@@ -121,6 +126,32 @@ def _told(file: PictureFile) -> Told | None:
         return tell(file)
     except DanqingError:
         return None
+
+
+def copied(engine: Engine, picture: Stored) -> Path:
+    """A copy of a picture in the settings' folder of pictures, by their pattern and in their format. Returns its path.
+
+    A folder that is not absolute is in the data folder. Raises DanqingError where the copy cannot be written.
+    """
+    settings = engine.models.settings
+    folder = settings.data_dir / settings.output_folder
+    path = engine.path(picture)
+    file = read_picture(path)
+    told = _told(file)
+    name = folder / path.stem
+    if told is not None and told.resolved is not None:
+        name = expand(settings.output_pattern, Subject(told.resolved, file.image, Job()), folder)
+    path = free_name(name.with_name(f"{name.name}.{settings.output_format}"))
+    words = settings.write_metadata
+    save(
+        file.image,
+        path,
+        picture.infotext or None if words else None,
+        picture.record if words else None,
+        quality=settings.picture_quality,
+        lossless=settings.picture_lossless,
+    )
+    return path
 
 
 def request_of(engine: Engine, picture: Stored) -> dict[str, Any]:

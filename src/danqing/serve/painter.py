@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import cache as once
 from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from danqing.families import Model
+from danqing.errors import DanqingError
+from danqing.families import At, Model
 from danqing.metadata.files import read_picture
 from danqing.metadata.infotext import infotext
 from danqing.pipeline.expand import counted
@@ -22,14 +26,17 @@ from danqing.pipeline.models import Say
 from danqing.pipeline.paint import stream
 from danqing.pipeline.picture import platform_of
 from danqing.pipeline.together import stream_together
-from danqing.requests import Painting, TextToImage, Upscale
+from danqing.requests import Painting, ResolvedRequest, TextToImage, Upscale
+from danqing.sampling.types import Denoise, Prediction
 from danqing.serve.accept import read_part
 from danqing.serve.cache import Held, ModelCache
+from danqing.serve.compare import Layout, sheet_of
 from danqing.serve.memo import Memo
-from danqing.serve.preview import colours, preview
+from danqing.serve.preview import Look, look_of
 from danqing.serve.store import Job
 from danqing.serve.work import Enlarge, Finished, Paint, Sharing, Tick
 
+log = logging.getLogger("danqing.serve")
 PROMPTS = 512
 """Encoded prompts that a model keeps, about, before it begins anew."""
 
@@ -40,7 +47,12 @@ def painter(models: ModelCache, folder: Path) -> Paint:
     def paint(job: Job, have: frozenset[int], note: Say) -> Iterator[Tick]:
         offset = 0
         for number, fields in enumerate(job.parts):
-            request = read_part(job.kind, fields, folder)
+            if "sheet" in fields:
+                if offset not in have:
+                    sheet = sheet_of(job, Layout.model_validate(fields["sheet"]), folder, note)
+                    yield Tick(offset, 1, 1, 1, finished=(sheet,))
+                return
+            request = read_part(job, number, folder)
             if isinstance(request, Enlarge):
                 yield from _enlarged(request, have, note, models)
                 return
@@ -48,8 +60,13 @@ def painter(models: ModelCache, folder: Path) -> Paint:
             count = request.batch_size * request.n_iter
             here = frozenset(index - offset for index in have if offset <= index < offset + count)
             memo = folder / "resume" / f"{job.id}.{number}"
-            for tick in _part(request, here, note, models, memo):
-                yield _moved(tick, offset)
+            try:
+                for tick in _part(request, here, note, models, memo):
+                    yield _moved(tick, offset)
+            except DanqingError as error:
+                if job.kind != "plot":
+                    raise
+                note(f"picture {offset + 1} could not be painted: {error}")  # its cell stays white
             offset += count
 
     return paint
@@ -59,15 +76,15 @@ def sharing(models: ModelCache, most: int) -> Sharing:
     """Paints jobs of one picture each in one run, `most` at a time."""
 
     def paint(jobs: Sequence[Job], note: Callable[[int, str], None]) -> Iterator[Tick]:
-        requests = [read_part(job.kind, job.parts[0], Path()) for job in jobs]
+        requests = [read_part(job, 0, Path()) for job in jobs]
         first = requests[0]
         assert isinstance(first, TextToImage)
         held = _held(models, first)
-        factors = _colours(held)
+        look = _look(held, models)
         plain = [request for request in requests if isinstance(request, TextToImage)]
         with closing(stream_together(plain, held.model, cache=held.prompts, say=note)) as events:
             for event in events:
-                shown = partial(preview, event.clean, factors)
+                shown = once(partial(look, event.clean))
                 finished = tuple(
                     Finished(0, picture.image, (record := picture.record), infotext(record))
                     for picture in event.pictures
@@ -107,22 +124,31 @@ def _part(request: Painting, have: frozenset[int], note: Say, models: ModelCache
         return
     held = _held(models, request)
     others = {name: models.get(name).model for name in _further(request)}
-    factors = _colours(held)
-    steps = Memo(memo, _salt(request, held.model))
+    look = _look(held, models)
+    steps, haste = Memo(memo, _salt(request, held.model)), Haste()
     for first, size, batches in runs:
         asked = counted(request, first).model_copy(update={"batch_size": size, "n_iter": batches})
-        events = stream(asked, held.model, say=note, wrap=steps.wrap, cache=held.prompts, models=others)
+        events = stream(
+            asked,
+            held.model,
+            say=note,
+            wrap=lambda denoise: haste.wrap(steps.wrap(denoise)),
+            cache=held.prompts,
+            models=others,
+        )
         try:
             with closing(events):
                 for event in events:
                     each = size * batches // event.batches
                     start = first + event.batch * each
+                    records = [haste.told(picture.record) for picture in event.pictures]
                     finished = tuple(
-                        Finished(start + index, picture.image, (record := picture.record), infotext(record))
-                        for index, picture in enumerate(event.pictures)
+                        Finished(start + index, picture.image, record, infotext(record))
+                        for index, (picture, record) in enumerate(zip(event.pictures, records))
                     )
-                    shown = partial(preview, event.clean, factors)
-                    yield Tick(start, each, event.step, event.steps, shown, finished)
+                    shown = once(partial(look, event.clean))
+                    hurry = partial(haste.begin, event.step, event.steps)
+                    yield Tick(start, each, event.step, event.steps, shown, finished, hurry)
                     if finished:  # the engine has put them into the gallery
                         steps.forget()
         finally:
@@ -146,10 +172,39 @@ def _further(request: Painting) -> Iterator[str]:
         yield name
 
 
-def _colours(held: Held) -> Tensor:
-    if held.colours is None:
-        held.colours = colours(held.model.autoencoder)
-    return held.colours
+class Haste:
+    """A denoiser that is asked no more once that has begun: what it said last stands, and the sampler comes to it."""
+
+    def __init__(self) -> None:
+        self._since: tuple[int, int] | None = None
+        self._said: Prediction | None = None
+
+    def begin(self, step: int, steps: int) -> None:
+        """From now on, after that many steps of so many."""
+        self._since = self._since or (step, steps)
+
+    def wrap(self, denoise: Denoise) -> Denoise:
+        """A pass of another size, of hires fix for one, asks once more."""
+
+        def hasty(latents: Tensor, at: At) -> Prediction:
+            if self._since is None or self._said is None or self._said.clean.shape != latents.shape:
+                self._said = denoise(latents, at)
+            return self._said
+
+        return hasty
+
+    def told(self, record: ResolvedRequest) -> ResolvedRequest:
+        """The record of a picture, which says that it is unfinished."""
+        if self._since is None:
+            return record
+        line = f"interrupted after step {self._since[0]} of {self._since[1]}"
+        return record.model_copy(update={"notes": (*record.notes, line)})
+
+
+def _look(held: Held, models: ModelCache) -> Look:
+    if held.look is None:
+        held.look = look_of(held.model, models.settings, log.warning)
+    return held.look
 
 
 def _salt(request: Painting, model: Model) -> str:
@@ -166,7 +221,7 @@ def _salt(request: Painting, model: Model) -> str:
 def _moved(tick: Tick, offset: int) -> Tick:
     """The tick with its indices counted over the whole job."""
     finished = tuple(Finished(each.index + offset, each.image, each.record, each.infotext) for each in tick.finished)
-    return Tick(tick.first + offset, tick.count, tick.step, tick.steps, tick.preview, finished)
+    return replace(tick, first=tick.first + offset, finished=finished)
 
 
 def _enlarged(request: Enlarge, have: frozenset[int], note: Say, models: ModelCache) -> Iterator[Tick]:

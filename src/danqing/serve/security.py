@@ -36,7 +36,7 @@ access = logging.getLogger("danqing.access")
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/healthz"})
 """What is answered without a password: it says nothing but that the studio is there."""
-PAGES = frozenset({"/", "/page", "/page/"})
+PAGE = "/"
 """Where the web page is; HTML from anywhere else may do nothing."""
 _PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -114,11 +114,17 @@ class Guard:
         given = headers.get("authorization", "")
         if not given:
             return 401, "authorization: give a user and password, or a token", ask
+        enough = 429, "authorization: too many failed attempts; wait a minute", {"retry-after": "60"}
         if self._failures.left(client) < 1:
-            return 429, "authorization: too many failed attempts; wait a minute", {"retry-after": "60"}
-        if await asyncio.to_thread(known, given, self.users, self.settings.tokens):
+            return enough
+        if known(given, self.users, self.settings.tokens, quickly=True):
             return None
-        self._failures.take(client)
+        # taken before the password is looked at, which takes a while: guesses that come at once count at once
+        if self._failures.take(client) > 0:
+            return enough
+        if await asyncio.to_thread(known, given, self.users, self.settings.tokens):
+            self._failures.give_back(client)
+            return None
         return 401, "authorization: this user and password, or token, is not known", ask
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -186,16 +192,25 @@ class Users:
         self._nobody = ""
         self._read()
 
-    def check(self, name: str, password: str) -> bool:
-        """Whether it is that user's password. Argon2 takes its time, so that what was right is known for ten minutes."""
+    def check(self, name: str, password: str, quickly: bool = False) -> bool:
+        """Whether it is that user's password. Argon2 takes its time, so that what was right is known for ten minutes.
+
+        `quickly` looks only whether it is known.
+        """
         from argon2 import PasswordHasher
         from argon2.exceptions import InvalidHashError, VerificationError
 
-        self._read()
+        try:
+            self._read()
+        except DanqingError as error:  # somebody works on the file: until it is whole nobody comes in
+            log.warning("%s", error)
+            return False
         told = hmac.digest(self._key, f"{name}\0{password}\0{self._hashes.get(name)}".encode(), "sha256")
         now = time.monotonic()
         if self._good.get(told, 0.0) > now:
             return True
+        if quickly:
+            return False
         self._nobody = self._nobody or PasswordHasher().hash(secrets.token_hex())
         try:
             # an unknown name takes as long as a known one
@@ -246,8 +261,11 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def known(authorization: str, users: Users | None, tokens: Iterable[str]) -> bool:
-    """Whether an `Authorization` header is a user's (Basic) or holds a token (Bearer, or Basic with it as password)."""
+def known(authorization: str, users: Users | None, tokens: Iterable[str], quickly: bool = False) -> bool:
+    """Whether an `Authorization` header is a user's (Basic) or holds a token (Bearer, or Basic with it as password).
+
+    `quickly` takes only a password that was right a while ago.
+    """
     kind, _, value = authorization.partition(" ")
     name, password = "", value.strip()
     if kind.casefold() == "basic":
@@ -262,7 +280,7 @@ def known(authorization: str, users: Users | None, tokens: Iterable[str]) -> boo
     hashed = hashlib.sha256(password.encode()).hexdigest()
     if any(hmac.compare_digest(hashed, token) for token in tokens):
         return True
-    return bool(users is not None and name and users.check(name, password))
+    return bool(users is not None and name and users.check(name, password, quickly))
 
 
 class Buckets:
@@ -287,6 +305,10 @@ class Buckets:
         while len(self._left) > _REMEMBERED * 16:
             self._left.popitem(last=False)
         return 0.0
+
+    def give_back(self, caller: str) -> None:
+        """What was taken does not count."""
+        self._left[caller] = (min(self.left(caller) + 1, float(self.per_minute)), time.monotonic())
 
 
 def allowed_hosts(settings: ServeSettings) -> frozenset[str]:
@@ -363,7 +385,7 @@ def dressed(message: MutableMapping[str, Any], path: str, seconds: float) -> Non
     headers: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in message.get("headers", ())]
     present = dict(headers)
     kind = present.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().casefold()
-    page = kind == "text/html" and path in PAGES and message["status"] < 400
+    page = kind == "text/html" and path == PAGE and message["status"] < 400
     extra = {
         "x-content-type-options": "nosniff",
         "referrer-policy": "same-origin",

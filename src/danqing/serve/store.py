@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -39,9 +41,11 @@ from danqing.serve.tables import (
     TAGS,
     WORDS,
     begin,
+    lexeme,
     phrases,
     prepare_sqlite,
     spaced,
+    vector,
 )
 from danqing.vocabulary import quoted
 
@@ -50,24 +54,25 @@ OPEN: tuple[State, ...] = ("queued", "running")
 ATTEMPTS = 10
 """So often a job is begun without a picture before it is given up."""
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")
+_STUDIO = 0x64616E71696E67
+"""PostgreSQL's number for the lock that one studio has on a database."""
+_WORD_INDEX = "CREATE INDEX IF NOT EXISTS words_index ON words USING gin (CAST(text AS tsvector))"
 
 
 class NotFound(DanqingError):
     """There is no job or picture of that id."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """Something to paint, as the queue holds it."""
+@dataclass(frozen=True, kw_only=True)
+class JobTold:
+    """What callers are told of a job."""
 
     id: str
     """32 hexadecimal digits."""
     kind: str
-    """`txt2img`, `img2img`, `inpaint`, `outpaint` or `upscale`."""
+    """`txt2img`, `img2img`, `inpaint`, `outpaint`, `upscale` or `plot`."""
     request: Mapping[str, Any]
     """What was asked for, with its seeds drawn; pictures in it are files of the data folder's `inputs`."""
-    parts: tuple[Mapping[str, Any], ...]
-    """What is painted, one after another: the same, or what styles and wildcards made of it."""
     total: int
     """Pictures in all."""
     origin: str
@@ -75,8 +80,6 @@ class Job:
     state: State
     priority: int
     """The higher, the sooner."""
-    place: float
-    """Order among those of one priority."""
     created: float
     """Seconds since 1970; so are `started` and `ended`."""
     started: float | None
@@ -85,6 +88,16 @@ class Job:
     notes: tuple[str, ...]
     skipped: tuple[int, ...]
     """Pictures, by their index, that a person had skipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(JobTold):
+    """Something to paint, as the queue holds it."""
+
+    parts: tuple[Mapping[str, Any], ...]
+    """What is painted, one after another: the same, or what styles and wildcards made of it."""
+    place: float
+    """Order among those of one priority."""
 
     @property
     def over(self) -> bool:
@@ -115,19 +128,16 @@ class NewPicture:
     """Seconds since 1970; unset is now."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A picture of the gallery."""
+@dataclass(frozen=True, kw_only=True)
+class PictureTold:
+    """What callers are told of a picture of the gallery."""
 
     id: str
     """32 hexadecimal digits."""
     job: str | None
     """None of one that was imported."""
     index: int
-    path: str
-    """Relative to the data folder."""
-    record: str | None
-    """`ResolvedRequest` as JSON; None of another tool's picture."""
+    """In its job, from 0."""
     infotext: str
     prompt: str
     negative_prompt: str
@@ -144,6 +154,16 @@ class Stored:
     tags: tuple[str, ...]
     deleted: float | None
     """When it was deleted, in seconds since 1970; until it is purged that can be undone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored(PictureTold):
+    """A picture of the gallery."""
+
+    path: str
+    """Relative to the data folder."""
+    record: str | None
+    """`ResolvedRequest` as JSON; None of another tool's picture."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +199,9 @@ class Store:
             self.engine = create_engine(url)
             self._reader = self.engine.execution_options(reads=True)
             self._lite = self.engine.dialect.name == "sqlite"
+            # SQLite has one writer at a time, and whoever meets another sleeps up to a tenth of a second
+            self._turn: AbstractContextManager[Any] = threading.Lock() if self._lite else nullcontext()
+            self._hold: Connection | None = None
             if self._lite:
                 event.listen(self.engine, "connect", prepare_sqlite)
                 event.listen(self.engine, "begin", begin)
@@ -187,6 +210,8 @@ class Store:
                 META.create_all(connection, tables=tables)
                 if self._lite:
                     connection.execute(text("CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(text)"))
+                else:
+                    connection.execute(text(_WORD_INDEX))
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             raise DanqingError(
                 f"{_without_password(url)}: the database cannot be opened: {_first_line(error)}"
@@ -194,7 +219,27 @@ class Store:
 
     def close(self) -> None:
         """Let go of the connections."""
+        if self._hold is not None:
+            self._hold.close()
         self.engine.dispose()
+
+    def hold(self) -> None:
+        """Keep other studios from this database until it is closed. Raises DanqingError where one has it.
+
+        A SQLite database is in its studio's folder, which is locked already.
+        """
+        if self._lite:
+            return
+        self._hold = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        if not self._hold.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _STUDIO}):
+            self._hold.close()
+            raise DanqingError("database: another studio works on it; end that one, or give another --database")
+
+    @contextmanager
+    def _changing(self) -> Iterator[Connection]:
+        """A transaction that writes."""
+        with self._turn, self.engine.begin() as connection:
+            yield connection
 
     # jobs
 
@@ -215,7 +260,7 @@ class Store:
         Jobs of one `share` may be painted in one run.
         """
         identity = secrets.token_hex(16)
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             last = connection.scalar(select(func.max(JOBS.c.place)))
             connection.execute(
                 insert(JOBS).values(
@@ -268,9 +313,17 @@ class Store:
         with self._reader.begin() as connection:
             return connection.scalar(query) or 0
 
+    def before(self, job: Job) -> int:
+        """How many jobs are painted before that one, which waits."""
+        sooner = (JOBS.c.priority > job.priority) | ((JOBS.c.priority == job.priority) & (JOBS.c.place < job.place))
+        query = select(func.count()).select_from(JOBS)
+        running, waits = JOBS.c.state == "running", (JOBS.c.state == "queued") & sooner
+        with self._reader.begin() as connection:
+            return connection.scalar(query.where(running | waits)) or 0
+
     def start_next(self) -> Job | None:
         """Take the first job of the queue: it is running from now on."""
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             first = select(JOBS.c.id).where(JOBS.c.state == "queued").order_by(*_queue_order()).limit(1)
             identity = connection.scalar(first)
             if identity is None:
@@ -280,7 +333,7 @@ class Store:
 
     def start_alike(self, first: Job, most: int) -> tuple[Job, ...]:
         """Take at most so many more jobs of its priority that may share a run with `first`: they are running, too."""
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             share = select(JOBS.c.share).where(JOBS.c.id == first.id).scalar_subquery()
             alike = select(JOBS.c.id).where(
                 JOBS.c.state == "queued", JOBS.c.share == share, JOBS.c.priority == first.priority
@@ -301,7 +354,7 @@ class Store:
         error: str | None = None,
     ) -> tuple[Stored, ...]:
         """One commit: pictures of a job enter the gallery, and its state changes. One that is in already stays as it is."""
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             here = select(PICTURES.c.index).where(PICTURES.c.job == identity)
             have = set(connection.scalars(here)) if pictures else set()
             new = [_add_picture(connection, identity, each, self._lite) for each in pictures if each.index not in have]
@@ -311,7 +364,7 @@ class Store:
             if skipped is not None:
                 changes["skipped"] = _dumped(sorted(skipped))
             if state is not None:
-                changes |= {"state": state, "error": error, "ended": time.time() if state in ENDED else None}
+                changes |= {"state": state, "error": _plain(error), "ended": time.time() if state in ENDED else None}
             if pictures or state == "queued":
                 changes["attempts"] = 0
             if changes:
@@ -320,7 +373,7 @@ class Store:
 
     def end_waiting(self, identity: str, state: State) -> Job:
         """Cancel a job that has not begun; one that has, or is over, stays as it is."""
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             ours = update(JOBS).where(JOBS.c.id == identity, JOBS.c.state == "queued")
             connection.execute(ours.values(state=state, ended=time.time()))
             return _job(connection, identity)
@@ -328,7 +381,7 @@ class Store:
     def put_back(self, identities: Sequence[str], *, alone: bool) -> None:
         """Jobs that were taken wait again at their old places; `alone` never again shares a run."""
         values: dict[str, Any] = {"state": "queued", "attempts": 0, **({"share": None} if alone else {})}
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             taken = update(JOBS).where(JOBS.c.id.in_(identities), JOBS.c.state == "running")
             connection.execute(taken.values(**values))
 
@@ -337,7 +390,7 @@ class Store:
 
         A job that was begun `ATTEMPTS` times without a picture is what ends the process: it fails.
         """
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             rows = connection.execute(select(JOBS.c.id, JOBS.c.attempts).where(JOBS.c.state == "running")).all()
             for row in rows:
                 if row.attempts < ATTEMPTS:
@@ -349,16 +402,24 @@ class Store:
 
     def set_priority(self, identity: str, priority: int) -> Job:
         """Raises NotFound where there is no such job."""
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             _change(connection, identity, priority=priority)
             return _job(connection, identity)
 
     def move(self, identity: str, before: str | None) -> Job:
-        """Put a waiting job right before another one, whose priority it takes; or at its own priority's end."""
-        with self.engine.begin() as connection:
+        """Put a waiting job right before another one, whose priority it takes; or at its own priority's end.
+
+        Raises NotFound, and DanqingError where one of them waits no more.
+        """
+        with self._changing() as connection:
             moved, target = _job(connection, identity), None if before is None else _job(connection, before)
+            for each in (moved, target):
+                if each is not None and each.state != "queued":
+                    raise DanqingError(f"job: {each.id} is {each.state}; only what waits has a place in the queue")
+            if before == identity:
+                return moved
             priority = moved.priority if target is None else target.priority
-            waiting = select(JOBS.c.id, JOBS.c.place).where(JOBS.c.state.in_(OPEN), JOBS.c.priority == priority)
+            waiting = select(JOBS.c.id, JOBS.c.place).where(JOBS.c.state == "queued", JOBS.c.priority == priority)
             rows = connection.execute(waiting.order_by(JOBS.c.place)).all()
             ids = [row.id for row in rows if row.id != identity]
             places = sorted({row.place for row in rows} | {moved.place})
@@ -399,7 +460,7 @@ class Store:
 
     def add_pictures(self, pictures: Sequence[NewPicture]) -> tuple[Stored, ...]:
         """Pictures that no job made; one whose path is in the gallery already is left out."""
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             known = select(PICTURES.c.path).where(PICTURES.c.path.in_([each.path for each in pictures]))
             have = set(connection.scalars(known))
             new = [_add_picture(connection, None, each, self._lite) for each in pictures if each.path not in have]
@@ -417,10 +478,10 @@ class Store:
         """Change what is given. `deleted` False takes it out of the bin. Raises DanqingError for a wrong value."""
         if rating is not None and not 0 <= rating <= 5:
             raise DanqingError(f"rating: should be 0 to 5, but it is {rating}")
-        clean = None if tags is None else sorted({tag.strip() for tag in tags if tag.strip()})
+        clean = None if tags is None else sorted({_plain(tag.strip()) for tag in tags if tag.strip()})
         if clean is not None and (len(clean) > 100 or any(len(tag) > 200 for tag in clean)):
             raise DanqingError("tags: at most 100, of at most 200 characters each")
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             number = _number(connection, identity)
             values: dict[str, Any] = {"rating": rating, "favourite": favourite}
             values = {name: value for name, value in values.items() if value is not None}
@@ -448,7 +509,7 @@ class Store:
 
     def forget(self, identity: str) -> None:
         """Take a picture's row out; its file is the caller's."""
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             number = _number(connection, identity)
             words = "DELETE FROM words WHERE rowid = :n" if self._lite else "DELETE FROM words WHERE picture = :n"
             connection.execute(text(words), {"n": number})
@@ -464,7 +525,7 @@ class Store:
 
     def set_options(self, values: Mapping[str, Any]) -> None:
         """Keep these values, of JSON's types; others stay. None takes one out."""
-        with self.engine.begin() as connection:
+        with self._changing() as connection:
             connection.execute(delete(OPTIONS).where(OPTIONS.c.key.in_(values)))
             for key, value in values.items():
                 if value is not None:
@@ -476,7 +537,7 @@ class Store:
         if words := phrases(query.words):
             conditions.append(c.number.in_(self._with_words(words)))
         if query.model:
-            conditions.append(func.lower(c.model).contains(query.model.lower(), autoescape=True))
+            conditions.append(func.lower(c.model).contains(_plain(query.model).lower(), autoescape=True))
         if query.seed is not None:
             conditions.append(c.seed == str(query.seed))
         if query.since is not None:
@@ -488,9 +549,9 @@ class Store:
         if query.favourite is not None:
             conditions.append(c.favourite == query.favourite)
         if query.tag:
-            conditions.append(c.number.in_(select(TAGS.c.picture).where(TAGS.c.tag == query.tag)))
+            conditions.append(c.number.in_(select(TAGS.c.picture).where(TAGS.c.tag == _plain(query.tag))))
         if query.kind:
-            conditions.append(c.kind == query.kind)
+            conditions.append(c.kind == _plain(query.kind))
         if query.job:
             conditions.append(c.job == query.job)
         return conditions
@@ -499,13 +560,20 @@ class Store:
         if self._lite:
             match = " AND ".join(f'"{phrase}"' for phrase in words) + ("*" if words else "")
             return text("SELECT rowid FROM words WHERE words MATCH :words").bindparams(words=match)
-        match = " & ".join(" <-> ".join(phrase.split()) for phrase in words) + ":*"
-        found = text("SELECT picture FROM words WHERE to_tsvector('simple', text) @@ to_tsquery('simple', :words)")
+        match = " & ".join(" <-> ".join(f"'{lexeme(word)}'" for word in phrase.split()) for phrase in words) + ":*"
+        found = text("SELECT picture FROM words WHERE CAST(text AS tsvector) @@ CAST(:words AS tsquery)")
         return found.bindparams(words=match)
 
 
 def _dumped(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    """Text as every database takes it: PostgreSQL has no NUL, and none has halves of surrogate pairs."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 def _first_line(error: Exception) -> str:
@@ -579,7 +647,7 @@ def _as_stored(row: Row[Any], tags: Sequence[str]) -> Stored:
 
 
 def _add_picture(connection: Connection, job: str | None, new: NewPicture, lite: bool) -> int:
-    values = {name: getattr(new, name) for name in NewPicture.__dataclass_fields__}
+    values = {name: _plain(getattr(new, name)) for name in NewPicture.__dataclass_fields__}
     values |= {
         "id": secrets.token_hex(16),
         "job": job,
@@ -601,6 +669,8 @@ def _index_words(connection: Connection, number: int, lite: bool) -> None:
     row = connection.execute(select(PICTURES).where(PICTURES.c.number == number)).one()
     tags = connection.scalars(select(TAGS.c.tag).where(TAGS.c.picture == number)).all()
     words = spaced(" ".join([row.prompt, row.model, *tags]))
+    if not lite:
+        words = vector(words)
     key = "rowid" if lite else "picture"
     connection.execute(text(f"DELETE FROM words WHERE {key} = :n"), {"n": number})
     connection.execute(text(f"INSERT INTO words ({key}, text) VALUES (:n, :text)"), {"n": number, "text": words})

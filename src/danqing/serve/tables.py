@@ -32,7 +32,7 @@ JOBS = Table(
     Column("origin", String(16), nullable=False),
     Column("state", String(16), nullable=False, index=True),
     Column("priority", Integer, nullable=False),
-    Column("place", Float, nullable=False),
+    Column("place", Float, nullable=False, index=True),
     Column("created", Float, nullable=False),
     Column("started", Float),
     Column("ended", Float),
@@ -88,7 +88,7 @@ WORDS = Table(
     Column("text", Text, nullable=False),
     info={"postgresql": True},
 )
-"""What words are searched in. SQLite has a table of its full-text module FTS5 of this name in its place."""
+"""What words are searched in: PostgreSQL's `tsvector`, as text. SQLite has a table of its module FTS5 in its place."""
 
 
 def spaced(words: str) -> str:
@@ -101,6 +101,16 @@ def phrases(words: str) -> list[str]:
     """What is searched for, phrase by phrase: "quoted words", single ones, and runs of Chinese characters."""
     parts = re.findall(r'"([^"]*)"|([^\s"]+)', words)
     return [phrase for quote, word in parts if (phrase := spaced(quote or word))]
+
+
+def lexeme(word: str) -> str:
+    """A word as PostgreSQL's index takes it, which has no longer ones."""
+    return word[:500]
+
+
+def vector(words: str) -> str:
+    """What `spaced` gave as PostgreSQL's `tsvector`: its own reader of texts knows Chinese in some locales alone."""
+    return " ".join(f"'{lexeme(word)}':{place}" for place, word in enumerate(words[:300_000].split()[:16383], 1))
 
 
 def prepare_sqlite(connection: Any, _: Any) -> None:
