@@ -18,10 +18,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from danqing.checkpoints.checkpoint import networks
 from danqing.checkpoints.files import Entry
 from danqing.checkpoints.layouts import Depths, unet_table
 from danqing.families import Family
+from danqing.models.clip import CLIPText
+from danqing.models.unet import UNet
+from danqing.runtime.blank import without_weights
 
 Parts = dict[str, Entry]
 """Of one layer: part -> tensor."""
@@ -107,11 +109,13 @@ def by_layer(entries: Mapping[str, Entry]) -> tuple[dict[str, Parts], list[str]]
 @lru_cache(maxsize=8)
 def layers_of(family: Family) -> Mapping[str, Layer]:
     """Every name, with `_` for `.`, that a layer of the family's U-Net or text encoders goes by -> that layer."""
-    nets = networks(family)
+    with without_weights():
+        unet = UNet(family.denoiser)
+        texts = {encoder.name: CLIPText(encoder.config) for encoder in family.text_encoders}
     table: dict[str, Layer] = {}
     depths = Depths(family.denoiser.down_depth, family.denoiser.mid_depth, family.denoiser.up_depth)
     foreign = unet_table(depths)
-    for name, shape, bias in _weighted(nets["unet"]):
+    for name, shape, bias in _weighted(unet):
         key = f"{name}.weight"
         entry = Entry(shape, torch.float32, _nothing)
         other = next(iter(foreign.to_foreign({key: entry})[0]), key).removesuffix(".weight")
@@ -121,7 +125,7 @@ def layers_of(family: Family) -> Mapping[str, Layer]:
         prefixes = _TEXT_PREFIXES[encoder.name]
         if encoder.name == first != "text_encoder":
             prefixes = (*prefixes, *_ALONE)
-        for name, shape, bias in _weighted(nets[encoder.name]):
+        for name, shape, bias in _weighted(texts[encoder.name]):
             # unprefixed as transformers 5 has them; `transformer.` in OneTrainer's and ComfyUI's
             names = (name, name.removeprefix("text_model."), f"transformer.{name}")
             _add(table, Layer(encoder.name, name, shape, bias, "BASE"), prefixes, names)
