@@ -148,7 +148,7 @@ def test_a_server_that_is_killed_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_server_that_is_killed_fifty_times_loses_nothing(tmp_path: Path) -> None:
-    _run(tmp_path / "data", kills=50, seed=2)
+    _run(tmp_path / "data", kills=int(os.environ.get("DANQING_KILLS", "50")), seed=2)
 
 
 def test_a_server_that_is_told_to_end_ends_after_its_step_and_goes_on_later(tmp_path: Path) -> None:
