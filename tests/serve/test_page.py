@@ -23,7 +23,8 @@ from danqing.serve.page import cleaned, served
 from danqing.serve.page_controls import Field, fields_of, record_of
 from danqing.serve.page_fields import FIELDS, GLOSSARY
 from danqing.serve.page_gallery import compared
-from danqing.serve.page_paint import Studio, fitted, stroke, tokens
+from danqing.serve.page_paint import fitted, stroke
+from danqing.serve.page_studio import Studio, tokens
 from danqing.serve.page_texts import CHOICES, WORDS, glossary, say_in, term, wanted
 from danqing.serve.page_tools import cards_of, glossary_table, tag
 from danqing.serve.settings import ServeSettings
@@ -178,7 +179,7 @@ def test_one_click_paints(client: TestClient, engine: Engine) -> None:
     browser = Browser(client)
     job = painted(engine, browser, "txt2img")
     assert (job.state, job.origin, job.kind) == ("done", "page", "txt2img")
-    assert job.request["prompt"] == "a red apple"
+    assert job.request["prompt"] == "a red apple, 3d style"
     assert set(job.request) <= {"prompt", "seed"}
     timer = next(n for n, part in browser.parts.items() if part["type"] == "timer" and n > browser.memory("txt2img"))
     browser.fire(timer, "tick")
@@ -287,7 +288,7 @@ def test_a_picture_is_painted_over_and_on_and_enlarged(client: TestClient, engin
     job = painted(engine, browser, "img2img")
     assert (job.kind, job.request["left"]) == ("outpaint", 64)
     assert "denoising_strength" not in job.request
-    pictures = browser.named("Pictures", browser.find(elem_id="upscale-paint"))
+    pictures = browser.find(elem_id="upscale-images")
     browser.values[pictures] = [file]
     job = painted(engine, browser, "upscale")
     assert (job.kind, job.state, job.total) == ("upscale", "done", 1)
@@ -302,7 +303,8 @@ def test_a_photograph_is_painted_at_the_models_own_area(client: TestClient) -> N
     picture, width = browser.named("Picture", mode), browser.named("Width", mode)
     browser.values[picture] = upload(client, Image.new("RGB", (400, 200)))
     browser.fire(picture, "upload")
-    assert browser.values[width] == 2 * browser.values[browser.named("Height", mode)] + 8
+    height = browser.values[browser.named("Height", mode)]
+    assert int(browser.values[width]) == 2 * int(height) + 8
 
 
 def test_a_sketch_is_painted_over(client: TestClient, engine: Engine) -> None:
@@ -351,7 +353,7 @@ def test_the_gallery_finds_keeps_deletes_and_sends(client: TestClient, engine: E
     fresh.fire(fresh.find(elem_id="gallery-wall"), "select", {"index": 0, "value": None})
     fresh.fire(fresh.find(elem_id="gallery-to-txt2img"), "click")
     assert fresh.values[fresh.find(elem_id="txt2img-prompt")] == "a heron in the reeds"
-    assert fresh.values[fresh.named("Steps", fresh.find(elem_id="txt2img-prompt"))] == 9
+    assert fresh.values[fresh.named("Steps", fresh.find(elem_id="txt2img-prompt"))] == "9"
     assert fresh.props[fresh.find(elem_id="dq-tabs")]["selected"] == "txt2img"
     fresh.fire(fresh.find(elem_id="gallery-to-img2img"), "click")
     assert fresh.values[fresh.named("Picture", fresh.find(elem_id="img2img-mode"))]["path"].endswith(".png")
@@ -372,15 +374,14 @@ def test_a_plot_is_painted_cell_by_cell(client: TestClient, engine: Engine) -> N
     browser.values[browser.named("Axis X")] = "Steps"
     browser.values[browser.find(elem_id="plot-values-x")] = "4, 5, 6"
     browser.fire(browser.find(elem_id="plot-paint"), "click")
-    kept = browser.values[browser.memory("plot")]
-    assert len(kept["jobs"]) == 3
-    assert {engine.wait(each, 20).state for each in kept["jobs"]} == {"done"}
-    steps = [engine.job(each).request["steps"] for each in kept["jobs"]]
-    assert steps == [4, 5, 6]
+    job = engine.wait(browser.values[browser.memory("plot")], 20)
+    assert (job.kind, job.state, job.origin) == ("plot", "done", "page")
+    assert [each["steps"] for each in job.parts[:3]] == [4, 5, 6]
     for each in browser.loads():
         browser.run(each)
-    sheet = browser.values[browser.find(elem_id="plot-sheet")]
-    assert Image.open(sheet["path"]).size > (3 * 64 - 1, 64)
+    (sheet,) = browser.values[browser.find(elem_id="plot-results")]
+    answer = client.get(sheet["image"]["url"])
+    assert Image.open(io.BytesIO(answer.content)).size > (3 * 64 - 1, 64)
     browser.values[browser.find(elem_id="plot-values-x")] = "4, many"
     browser.fire(browser.find(elem_id="plot-paint"), "click")
     assert "many" in browser.values[browser.find(elem_id="plot-status")]
@@ -388,6 +389,24 @@ def test_a_plot_is_painted_cell_by_cell(client: TestClient, engine: Engine) -> N
     browser.values[browser.find(elem_id="plot-values-x")] = "/etc/passwd"
     browser.fire(browser.find(elem_id="plot-paint"), "click")
     assert "outside the model folders" in browser.values[browser.find(elem_id="plot-status")]
+
+
+def test_a_prompts_parts_and_lines_of_prompts_are_plotted(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    way = browser.find(elem_id="plot-way")
+    browser.values[browser.find(elem_id="txt2img-prompt")] = "a castle | night | snow"
+    browser.values[way] = "matrix"
+    browser.fire(way, "change")
+    browser.fire(browser.find(elem_id="plot-paint"), "click")
+    job = engine.wait(browser.values[browser.memory("plot")], 20)
+    assert {each["prompt"] for each in job.parts[:4]} == {
+        "a castle", "a castle, night", "a castle, snow", "a castle, night, snow"
+    }  # fmt: skip
+    browser.values[way] = "prompts"
+    browser.values[browser.find(elem_id="plot-prompts")] = 'a hill\n--prompt "a lake" --steps 9\n'
+    browser.fire(browser.find(elem_id="plot-paint"), "click")
+    job = engine.wait(browser.values[browser.memory("plot")], 20)
+    assert [(each["prompt"], each.get("steps")) for each in job.parts[:2]] == [("a hill", None), ("a lake", 9)]
 
 
 def test_png_info_reads_a_picture_and_sends_it(client: TestClient, engine: Engine) -> None:

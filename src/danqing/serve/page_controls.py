@@ -6,6 +6,7 @@ What a request holds by itself (`FreeU`, `ControlUnit` ...) has the controls of 
 from __future__ import annotations
 
 import base64
+import html
 import json
 import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,17 +118,20 @@ def controls_of(field: Field, language: Language, library: Settings, rules: Rule
     title = label("", field.name, language)
     info = tooltip("", field.name, field.info.description or "", language)
     if field.name not in UNITS:
-        with gr.Accordion(title, open=False):
-            switch = gr.Checkbox(label=say_in(language)("on"), info=info, value=False, interactive=True)
+        with gr.Accordion(title, open=False, elem_classes="dq-record"), gr.Row(elem_classes="dq-controls"):
+            switch = gr.Checkbox(
+                label=say_in(language)("on"), info=info, value=False, interactive=True, elem_classes="dq-f-on"
+            )
             made.append(Control((field.name, "on"), switch, False))
             for each in fields_of(record, field.name):
                 made.append(_control(each, (field.name, each.name), language, library, rules))
         return made
     for number in range(UNITS[field.name]):
-        with gr.Accordion(f"{title} {number + 1}", open=False):
-            gr.Markdown(info)
-            for each in fields_of(record, field.name):
-                made.append(_control(each, (field.name, str(number), each.name), language, library, rules))
+        with gr.Accordion(f"{title} {number + 1}", open=False, elem_classes="dq-record"):
+            gr.HTML(f'<p class="dq-hint">{html.escape(info)}</p>')
+            with gr.Row(elem_classes="dq-controls"):
+                for each in fields_of(record, field.name):
+                    made.append(_control(each, (field.name, str(number), each.name), language, library, rules))
     return made
 
 
@@ -142,6 +146,7 @@ def record_of(field: Field) -> type[BaseModel] | None:
 def _control(field: Field, path: tuple[str, ...], language: Language, library: Settings, rules: Rules) -> Control:
     kind, default = field.kind, field.default
     words: dict[str, Any] = {"label": label(field.group, field.name, language), "interactive": True}
+    words["elem_classes"] = [f"dq-f-{field.name}"]
     info = tooltip(field.group, field.name, field.info.description or "", language)
     automatic = say_in(language)("auto")
     if field.name in PICTURES:
@@ -171,25 +176,22 @@ def _control(field: Field, path: tuple[str, ...], language: Language, library: S
 
 
 def _number(field: Field, path: tuple[str, ...], words: dict[str, Any], automatic: str) -> Control:
-    """A slider for a short range, a box for a long one or where nothing is a value, text where a browser would round."""
+    """A slider for a short range, a box for a long one.
+
+    It is a box of text where nothing is a value, for Gradio's box of numbers makes 0 of nothing, and where a browser
+    would round.
+    """
     least, most = field.bounds()
     whole, default = field.kind is int, field.default
-    if whole and most is not None and most > _WHOLE:
+    if default is None or (whole and most is not None and most > _WHOLE):
+        words["elem_classes"] = [*words["elem_classes"], "dq-number"]
         value = "" if default in (None, 0) else str(default)
         return Control(path, gr.Textbox(value=value, placeholder=automatic, max_lines=1, **words), value)
-    if least is not None and most is not None and default is not None and most - least <= (300 if whole else 10):
+    if least is not None and most is not None and most - least <= (300 if whole else 10):
         step = 1 if whole else 0.01 if most - least <= 1 else 0.05
         return Control(path, gr.Slider(least, most, value=default, step=step, **words), default)
-    precision = 0 if whole else None
-    box = gr.Number(
-        value=default,
-        minimum=least,
-        maximum=most,
-        precision=precision,
-        step=1 if whole else 0.1,
-        placeholder=automatic,
-        **words,
-    )
+    step = 1 if whole else 0.1
+    box = gr.Number(value=default, minimum=least, maximum=most, precision=0 if whole else None, step=step, **words)
     return Control(path, box, default)
 
 

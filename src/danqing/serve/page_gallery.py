@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,16 @@ import gradio as gr
 from danqing.errors import DanqingError
 from danqing.metadata.files import read_picture
 from danqing.metadata.read import as_dict, tell
-from danqing.serve.gallery import differences, import_folder
+from danqing.serve.gallery import copied, differences, import_folder
 from danqing.serve.page_controls import shown
 from danqing.serve.page_jobs import message, shown_small
-from danqing.serve.page_paint import Studio, Tab, base_url, on
+from danqing.serve.page_studio import Studio, Tab, base_url, on
 from danqing.serve.store import Query, Stored
 from danqing.serve.work import KINDS
 
 PAGE = 48
 """Pictures at once."""
+STARS = [("–", 0), *(("★" * each, each) for each in range(1, 6))]
 _PICTURES = ("image", "inpaint", "sketch", "images")
 """Names of the components that take a picture that is sent."""
 _LONGEST = 400
@@ -30,55 +33,75 @@ _LONGEST = 400
 def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> Callable[..., Any]:
     """Draw the tab. `choose` are the page's tabs, `told` the picture of PNG info.
 
-    Returns the function that searches, and the components that it takes and fills, for when the page is opened.
+    Returns what binds its search to an event, for when the tab is opened.
     """
     say = studio.say
-    with gr.Row(elem_classes="dq-controls"):
-        words = gr.Textbox(label=say("words"), elem_id="gallery-words", scale=3)
-        model = gr.Textbox(label="model" if studio.language == "en" else "模型")
-        tag = gr.Textbox(label=say("tag"))
-        kind = gr.Dropdown([(say("newest"), ""), *((each, each) for each in KINDS)], value="", label=say("kind"))
-        rating = gr.Slider(0, 5, value=0, step=1, label=say("rating"))
-        favourite = gr.Checkbox(label=say("favourites"))
-        deleted = gr.Checkbox(label=say("bin"))
-        number = gr.Number(value=1, minimum=1, precision=0, label=say("page"))
-        search = gr.Button(say("search"), variant="primary", elem_id="gallery-search")
-    status = gr.HTML("")
-    with gr.Row(elem_classes="dq-columns"):
-        with gr.Column(scale=5, min_width=320):
+    with gr.Row(elem_classes="dq-search"):
+        words = gr.Textbox(
+            label=say("words"), placeholder=say("words"), show_label=False, container=False, elem_id="gallery-words",
+            scale=5,
+        )  # fmt: skip
+        search = gr.Button(say("search"), variant="primary", elem_id="gallery-search", min_width=90)
+    with (
+        gr.Accordion(say("filters"), open=False, elem_classes="dq-group", elem_id="gallery-filters"),
+        gr.Row(elem_classes="dq-controls"),
+    ):
+        kinds = [(say("newest"), ""), *((say(f"kind_{each}"), each) for each in KINDS)]
+        kind = gr.Dropdown(kinds, value="", label=say("kind"))
+        rating = gr.Dropdown([(say("newest"), 0), *STARS[1:]], value=0, label=say("rating"), elem_id="gallery-least")
+        model = gr.Textbox(label=say("of_model"), max_lines=1)
+        tag = gr.Textbox(label=say("tag"), max_lines=1, elem_id="gallery-tag")
+        favourite = gr.Checkbox(label=say("favourites"), elem_id="gallery-favourites")
+        deleted = gr.Checkbox(label=say("bin"), elem_id="gallery-bin")
+    with gr.Row(elem_classes="dq-gallery"):
+        with gr.Column(elem_classes="dq-wall"):
             wall = gr.Gallery(
                 columns=4, object_fit="cover", height="auto", allow_preview=False, interactive=False,
                 show_label=False, elem_id="gallery-wall", buttons=[],
             )  # fmt: skip
-        with gr.Column(scale=4, min_width=320):
-            chosen = _details(studio, tabs, choose, told)
-    ids = gr.State(())
-    asked = [words, model, tag, kind, rating, favourite, deleted, number]
+            with gr.Row(elem_classes="dq-pager"):
+                earlier = gr.Button("‹", size="sm", min_width=40, elem_id="gallery-earlier")
+                status = gr.HTML("", elem_id="gallery-found")
+                later = gr.Button("›", size="sm", min_width=40, elem_id="gallery-later")
+        with gr.Column(elem_classes="dq-details dq-panel", visible=False, elem_id="gallery-details") as panel:
+            chosen = _details(studio, tabs, choose, told, panel)
+    _compare(studio, chosen.identity)
+    with gr.Row(elem_classes="dq-sends"):
+        brought = gr.Button(say("import"), size="sm", elem_classes="dq-quiet", elem_id="gallery-import")
+    ids, offset = gr.State(()), gr.State(0)
+    asked = [offset, words, model, tag, kind, rating, favourite, deleted]
 
-    def find(text: str, name: str, label: str, of: str, stars: float, liked: bool, gone: bool, at: float,
+    def find(at: int, text: str, name: str, label: str, of: str, stars: int, liked: bool, gone: bool,
              request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
         query = Query(
             words=text or "", model=name or None, tag=label or None, kind=of or None, rating=int(stars) or None,
             favourite=True if liked else None, deleted=bool(gone),
         )  # fmt: skip
         store = studio.engine.store
-        found = store.search(query, PAGE, (max(int(at or 1), 1) - 1) * PAGE)
-        line = message(f"{store.count(query)} {say('found')}")
-        return shown_small(found, base_url(request, studio.settings)), tuple(each.id for each in found), line
+        total = store.count(query)
+        at = max(0, min(at, (total - 1) // PAGE * PAGE))
+        found = store.search(query, PAGE, at)
+        line = f"{at + 1}–{at + len(found)} / {total}" if found else say("none_found")
+        shown = shown_small(found, base_url(request, studio.settings))
+        return shown, tuple(each.id for each in found), at, f'<span class="dq-count">{html.escape(line)}</span>'
 
-    outputs = [wall, ids, status]
-    on(search.click, find, asked, outputs)
-    on(words.submit, find, asked, outputs)
-    for each in (favourite, deleted, kind, number, rating):
-        on(each.change, find, asked, outputs)
+    outputs = [wall, ids, offset, status]
 
-    def pick(known: Sequence[str], event: gr.SelectData) -> tuple[Any, ...]:
-        index = event.index if isinstance(event.index, int) else 0
-        return chosen.show(known[index] if index < len(known) else "")
+    def turned(step: int | None) -> Callable[..., tuple[Any, ...]]:
+        def turn(at: int, text: str, name: str, label: str, of: str, stars: int, liked: bool, gone: bool,
+                 request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
+            return find(0 if step is None else at + step * PAGE, text, name, label, of, stars, liked, gone, request)
 
-    on(wall.select, pick, [ids], chosen.outputs)
-    with gr.Row():
-        brought = gr.Button(say("import"), size="sm")
+        return turn
+
+    for event in (search.click, words.submit, model.submit, tag.submit, kind.input, rating.input, favourite.input,
+                  deleted.input):  # fmt: skip
+        on(event, turned(None), asked, outputs)
+    on(earlier.click, turned(-1), asked, outputs)
+    on(later.click, turned(1), asked, outputs)
+    for done in chosen.changed:
+        done.then(turned(0), asked, outputs, queue=False, show_progress="hidden", api_visibility="private")
+    on(wall.select, chosen.pick, [ids], chosen.outputs)
 
     def bring() -> str:
         own = studio.engine.folder / "import"
@@ -90,76 +113,106 @@ def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> 
         return message(f"{say('imported')}: {done.added}; {'; '.join(done.failed[:3])}")
 
     on(brought.click, bring, None, [status])
-    return lambda event: on(event, find, asked, outputs)
+    return lambda event: on(event, turned(0), asked, outputs)
 
 
 class Details:
-    """The chosen picture's components, and what they show of it."""
+    """The chosen picture: its components, and what they show of it."""
 
-    def __init__(self, studio: Studio, outputs: Sequence[Any]) -> None:
-        self.studio, self.outputs = studio, list(outputs)
+    def __init__(self, studio: Studio, identity: Any, outputs: Sequence[Any], changed: Sequence[Any]) -> None:
+        self.studio, self.identity, self.outputs, self.changed = studio, identity, list(outputs), changed
+
+    def pick(self, known: Sequence[str], event: gr.SelectData) -> tuple[Any, ...]:
+        """What is shown of the picture that was clicked on, of those in `known`."""
+        index = event.index if isinstance(event.index, int) else 0
+        return self.show(known[index] if index < len(known) else "")
 
     def show(self, identity: str) -> tuple[Any, ...]:
         """Values of `outputs` for a picture of the gallery."""
         try:
             picture = self.studio.engine.store.picture(identity)
         except DanqingError as error:
-            return "", "", gr.skip(), gr.skip(), gr.skip(), gr.skip(), message(str(error), problem=True)
-        view = _view(picture, self.studio)
-        return picture.id, view, picture.infotext, picture.favourite, picture.rating, ", ".join(picture.tags), ""
+            return (gr.skip(),) * 6 + (message(str(error), problem=True),) + (gr.skip(),) * 3
+        gone = picture.deleted is not None
+        return (
+            picture.id, _view(picture, self.studio), picture.infotext, picture.favourite, picture.rating,
+            ", ".join(picture.tags), message(self.studio.say("deleted")) if gone else "",
+            gr.update(visible=True), gr.update(visible=not gone), gr.update(visible=gone),
+        )  # fmt: skip
 
 
 def _view(picture: Stored, studio: Studio) -> str:
     place = f"/api/v1/pictures/{picture.id}/file"
     said = html.escape(picture.prompt[:200], quote=True)
+    day = time.strftime("%Y-%m-%d %H:%M", time.localtime(picture.created))
     return (
-        f'<figure class="dq-view"><img src="{place}" alt="{said}"><figcaption>{picture.width}×{picture.height} · '
-        f'<a href="{place}" target="_blank">{studio.say("full")}</a></figcaption></figure>'
+        f'<figure class="dq-view"><a href="{place}" target="_blank" rel="noopener"><img src="{place}" alt="{said}"></a>'
+        f'<figcaption><p class="dq-said">{said}</p>{picture.width}×{picture.height} · {html.escape(picture.model)} · {day}'
+        "</figcaption></figure>"
     )
 
 
-def _details(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> Details:
-    say, store = studio.say, studio.engine.store
+def _details(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any, panel: Any) -> Details:
+    say = studio.say
     identity = gr.State("")
     view = gr.HTML("")
-    with gr.Row():
-        favourite = gr.Checkbox(label=say("favourite"))
-        rating = gr.Slider(0, 5, value=0, step=1, label=say("rate"))
-    tags = gr.Textbox(label=say("tags"))
-    with gr.Row():
-        save = gr.Button(say("save"), size="sm", min_width=60)
-        delete = gr.Button(say("delete"), size="sm", variant="stop", min_width=60, elem_id="gallery-delete")
-        undo = gr.Button(say("undo"), size="sm", min_width=60, elem_id="gallery-undo")
-    note = gr.HTML("")
-    with gr.Row():
-        sends = {
-            name: gr.Button(f"{say('send')} {say(name)}", size="sm", min_width=120, elem_id=f"gallery-to-{name}")
-            for name in (*tabs, "pnginfo")
-        }
-    info = gr.Textbox(label=say("result_info"), lines=4, max_lines=12, interactive=False, buttons=["copy"])
-    details = Details(studio, [identity, view, info, favourite, rating, tags, note])
-
-    def keep(chosen: str, liked: bool, stars: float, labels: str) -> str:
-        names = [each.strip()[:200] for each in (labels or "").replace("，", ",").split(",") if each.strip()]
-        return _changed(studio, chosen, rating=int(stars), favourite=bool(liked), tags=names[:100])
-
-    on(save.click, keep, [identity, favourite, rating, tags], [note])
-    on(delete.click, lambda chosen: _changed(studio, chosen, deleted=True), [identity], [note])
-    on(undo.click, lambda chosen: _changed(studio, chosen, deleted=False), [identity], [note])
-    for name, tab in tabs.items():
-        send(studio, sends[name].click, tab, [identity], lambda chosen: picture_of(studio, chosen), choose, note)
-    on(
-        sends["pnginfo"].click,
-        lambda chosen: (
-            (str(studio.engine.path(store.picture(chosen))), gr.Tabs(selected="pnginfo"))
-            if chosen
-            else (gr.skip(), gr.skip())
-        ),
-        [identity],
-        [told, choose],
+    with gr.Row(elem_classes="dq-marks"):
+        favourite = gr.Checkbox(label=f"♥ {say('favourite')}", container=False, elem_id="gallery-favourite")
+        rating = gr.Radio(
+            STARS, value=0, label=say("rate"), show_label=False, container=False, elem_id="gallery-rating",
+            elem_classes="dq-segments",
+        )  # fmt: skip
+    tags = gr.Textbox(
+        label=say("tags"),
+        placeholder=say("tags"),
+        show_label=False,
+        container=False,
+        max_lines=1,
+        elem_id="gallery-tags",
     )
-    _compare(studio, identity)
-    return details
+    note = gr.HTML("", elem_id="gallery-note")
+    with gr.Row(elem_classes="dq-sends"):
+        sends = {
+            name: gr.Button(f"→ {say(name)}", size="sm", min_width=60, elem_id=f"gallery-to-{name}",
+                            elem_classes="dq-quiet")
+            for name in (*tabs, "pnginfo")
+        }  # fmt: skip
+        copy = gr.Button(say("copy"), size="sm", min_width=60, elem_id="gallery-copy", elem_classes="dq-quiet")
+        delete = gr.Button(
+            say("delete"), size="sm", min_width=60, elem_id="gallery-delete", elem_classes="dq-quiet dq-delete"
+        )
+        undo = gr.Button(
+            say("undo"), size="sm", min_width=60, visible=False, elem_id="gallery-undo", elem_classes="dq-quiet"
+        )
+    with gr.Accordion(say("result_info"), open=False, elem_classes="dq-group dq-info"):
+        info = gr.Textbox(
+            label=say("result_info"), show_label=False, lines=3, max_lines=12, interactive=False, container=False,
+            buttons=["copy"], elem_id="gallery-info",
+        )  # fmt: skip
+
+    def keep(chosen: str, liked: bool, stars: int, labels: str) -> str:
+        names = [each.strip()[:200] for each in (labels or "").replace("，", ",").split(",") if each.strip()]
+        return _changed(studio, chosen, rating=int(stars or 0), favourite=bool(liked), tags=names[:100])
+
+    def bin(chosen: str, gone: bool) -> tuple[Any, ...]:
+        line = _changed(studio, chosen, deleted=gone)
+        return line, gr.update(visible=not gone), gr.update(visible=gone)
+
+    marks, switches = [identity, favourite, rating, tags], [note, delete, undo]
+    changed = [on(event, keep, marks, [note]) for event in (favourite.input, rating.input, tags.submit, tags.blur)]
+    changed.append(on(delete.click, lambda chosen: bin(chosen, True), [identity], switches))
+    changed.append(on(undo.click, lambda chosen: bin(chosen, False), [identity], switches))
+    on(copy.click, partial(keep_copy, studio), [identity], [note])
+    for name, tab in tabs.items():
+        send(studio, sends[name].click, tab, [identity], partial(picture_of, studio), choose, note)
+
+    def tell_of(chosen: str) -> tuple[Any, ...]:
+        return (picture_of(studio, chosen)[0], gr.Tabs(selected="pnginfo")) if chosen else (gr.skip(), gr.skip())
+
+    on(sends["pnginfo"].click, tell_of, [identity], [told, choose])
+    return Details(
+        studio, identity, [identity, view, info, favourite, rating, tags, note, panel, delete, undo], changed
+    )
 
 
 def _changed(studio: Studio, identity: str, **changes: Any) -> str:
@@ -169,7 +222,18 @@ def _changed(studio: Studio, identity: str, **changes: Any) -> str:
         studio.engine.store.set_picture(identity, **changes)
     except DanqingError as error:
         return message(str(error), problem=True)
-    return message(studio.say("deleted" if changes.get("deleted") else "done"))
+    return message(studio.say("deleted" if changes.get("deleted") else "kept"))
+
+
+def keep_copy(studio: Studio, identity: str) -> str:
+    """Write a copy of a picture to the settings' folder of pictures, under their name and in their format."""
+    if not identity:
+        return message(studio.say("choose"), problem=True)
+    try:
+        path = copied(studio.engine, studio.engine.store.picture(identity))
+    except DanqingError as error:
+        return message(str(error), problem=True)
+    return message(f"{studio.say('copied')} {path}")
 
 
 def picture_of(studio: Studio, identity: str) -> tuple[str, dict[str, Any]]:
@@ -228,13 +292,16 @@ def _fitting(tab: Tab, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compare(studio: Studio, identity: Any) -> None:
     say = studio.say
-    with gr.Accordion(say("compare"), open=False, elem_id="gallery-compare"):
-        with gr.Row():
-            left = gr.Button(say("as_left"), size="sm")
-            right = gr.Button(say("as_right"), size="sm")
+    with gr.Accordion(say("compare"), open=False, elem_id="gallery-compare", elem_classes="dq-group"):
+        gr.HTML(f'<p class="dq-hint">{html.escape(say("compare_hint"))}</p>')
+        with gr.Row(elem_classes="dq-sends"):
+            left = gr.Button(say("as_left"), size="sm", elem_id="compare-left", elem_classes="dq-quiet")
+            right = gr.Button(say("as_right"), size="sm", elem_id="compare-right", elem_classes="dq-quiet")
         sides = gr.State(("", ""))
-        slider = gr.ImageSlider(type="pil", format="png", interactive=False, show_label=False)
-        table = gr.HTML("")
+        slider = gr.ImageSlider(
+            type="pil", format="png", interactive=False, show_label=False, elem_id="compare-slider", buttons=[]
+        )
+        table = gr.HTML("", elem_id="compare-table")
 
     def put(chosen: str, both: tuple[str, str], side: int) -> tuple[Any, ...]:
         names = (chosen, both[1]) if side == 0 else (both[0], chosen)

@@ -30,18 +30,30 @@ class Shown:
     over: bool
 
 
-def look(engine: Engine, identity: str, say: Say) -> Shown:
-    """One job, as it is now."""
+def look(engine: Engine, identity: str, say: Say, *, previews: bool = True) -> Shown:
+    """One job, as it is now, with or without a picture of what there is by now."""
     try:
         job = engine.job(identity)
     except NotFound:
         return Shown(message(say("gone")), (), "", True)
     pictures = engine.pictures(identity)
+    if job.kind == "plot":  # the sheet is the last; its cells are in the gallery
+        pictures = pictures[-1:] if job.over else ()
     notes = "\n".join(job.notes)
     if job.over:
         info = "\n\n".join(filter(None, (job.error, pictures[0].infotext if pictures else "", notes)))
         return Shown(_ended(job, say), pictures, info, True)
-    return Shown(_bar(job, engine.progress(identity), say), pictures, notes, False)
+    return Shown(_bar(job, engine.progress(identity, preview=previews), say), pictures, notes, False)
+
+
+def welcome(name: str, say: Say) -> str:
+    """What stands where pictures will be; prompts to try are taken by a click (`page.js`)."""
+    chips = "".join(
+        f'<button type="button" class="dq-chip" data-dq-prompt="{html.escape(each, quote=True)}">{html.escape(each)}</button>'
+        for each in (say("examples").split("|") if name == "txt2img" else ())
+    )
+    tries = f'<div class="dq-chips">{chips}</div>' if chips else ""
+    return f'<div class="dq-welcome"><p>{html.escape(say(f"welcome_{name}"))}</p>{tries}</div>'
 
 
 def message(text: str, *, problem: bool = False) -> str:
@@ -63,13 +75,16 @@ def _bar(job: Job, progress: Progress, say: Say) -> str:
         words.append(f"{min(progress.picture + 1, progress.pictures)}/{progress.pictures}")
     if progress.left is not None:
         words.append(f"{progress.left:.0f} {say('seconds_left')}")
-    percent = round(100 * progress.share)
-    text = html.escape(" · ".join(words))
     preview = "" if progress.preview is None else f'<img class="dq-preview" alt="" src="{_url(progress.preview)}">'
+    return bar(round(100 * progress.share), " · ".join(words), preview)
+
+
+def bar(percent: int, text: str, above: str = "") -> str:
+    """How far something is, under what is to be seen of it (HTML)."""
     return (
-        f'<div class="dq-status" role="status"><div class="dq-bar" role="progressbar" aria-valuenow="{percent}" '
-        f'aria-valuemin="0" aria-valuemax="100"><div style="width:{percent}%"></div></div>'
-        f"<div>{text}</div>{preview}</div>"
+        f'<div class="dq-status dq-busy" role="status">{above}<div class="dq-bar" role="progressbar" '
+        f'aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100"><div style="width:{percent}%"></div></div>'
+        f"<div>{html.escape(text)}</div></div>"
     )
 
 

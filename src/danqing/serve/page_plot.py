@@ -1,25 +1,18 @@
-"""The X/Y/Z plot's tab: what stands in text to picture, painted under changed settings; each cell is a job."""
+"""The plots' tab: what stands in text to picture, painted under changed settings or with every subset of its parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from danqing.errors import DanqingError
 from danqing.pipeline.axes import LABELS
-from danqing.pipeline.expand import fix_seeds
-from danqing.pipeline.plot import Place, Plot, xyz
-from danqing.pipeline.plot import sheet as sheet_of
-from danqing.prompts.values import split_csv
-from danqing.requests import TextToImage, read
-from danqing.serve.accept import FILES, check_name, model_roots
+from danqing.requests import TextToImage
 from danqing.serve.page_controls import asked
-from danqing.serve.page_jobs import message
-from danqing.serve.page_paint import Studio, Tab, on
-from danqing.serve.store import NotFound
+from danqing.serve.page_studio import Studio, Tab, buttons, on, outputs, refused, submitted, wire
+from danqing.serve.work import Comparison
 
 AXES = (
     "Prompt S/R",
@@ -27,110 +20,87 @@ AXES = (
     "Styles",
     *(label for label, field in LABELS.items() if field in TextToImage.model_fields),
 )
-MOST = 400
-"""Cells of one plot."""
+WAYS = ("axes", "matrix", "prompts")
 
 
 def plot(studio: Studio, source: Tab) -> Tab:
-    """Draw the tab; `source` is the tab whose request is changed."""
+    """Draw the tab; `source` is the tab whose request is changed. A plot is one job, whose last picture is its sheet."""
     say = studio.say
-    gr.Markdown(say("plot_hint"))
-    axes: list[Any] = []
-    for letter in "XYZ":
-        with gr.Row():
-            axes.append(gr.Dropdown(["", *AXES], value="", label=f"{say('axis')} {letter}", scale=1))
-            axes.append(gr.Textbox(label=f"{say('values')} {letter}", scale=3, elem_id=f"plot-values-{letter.lower()}"))
-    vary = gr.CheckboxGroup(["x", "y", "z"], label=say("vary_seeds"))
-    with gr.Row():
-        paint = gr.Button(say("paint"), variant="primary", elem_id="plot-paint", elem_classes="dq-paint")
-        cancel = gr.Button(say("cancel"), elem_classes="dq-interrupt")
-    status = gr.HTML(message(say("ready")), elem_id="plot-status")
-    image = gr.Image(label=say("sheet"), type="pil", format="png", interactive=False, elem_id="plot-sheet")
-    memory = gr.BrowserState({}, storage_key="danqing-plot", secret="danqing")
-    timer = gr.Timer(1.5, active=False)
-    tab = Tab("plot", (), status, memory, timer, image, None, None, None)
+    with gr.Row(elem_classes="dq-studio"):
+        with gr.Column(elem_classes="dq-say"):
+            way = gr.Radio(
+                [(say(f"plot_{each}"), each) for each in WAYS],
+                value="axes",
+                label=say("plot"),
+                show_label=False,
+                container=False,
+                elem_id="plot-way",
+                elem_classes="dq-segments",
+            )
+            places = {}
+            with gr.Column(elem_classes="dq-panel") as places["axes"]:
+                gr.HTML(_hint(studio, "plot_hint"))
+                axes = [each for letter in "XYZ" for each in _axis(studio, letter)]
+                vary = gr.CheckboxGroup(["x", "y", "z"], label=say("vary_seeds"), elem_id="plot-vary")
+            with gr.Column(elem_classes="dq-panel", visible=False) as places["matrix"]:
+                gr.HTML(_hint(studio, "matrix_hint"))
+                negative = gr.Checkbox(label=say("matrix_negative"), elem_id="plot-negative")
+            with gr.Column(elem_classes="dq-panel", visible=False) as places["prompts"]:
+                lines = gr.Textbox(label=say("plot_prompts"), info=say("prompts_hint"), lines=6, elem_id="plot-prompts")
+            with gr.Column(elem_classes="dq-panel"), gr.Row(elem_classes="dq-controls"):
+                counted = gr.Checkbox(label=say("seed_each"), visible=False, elem_id="plot-iterate")
+                legend = gr.Checkbox(label=say("legend"), value=True, elem_id="plot-legend")
+                margin = gr.Slider(0, 100, value=0, step=1, label=say("margin"), elem_id="plot-margin")
+        with gr.Column(elem_classes="dq-out"):
+            pressed = buttons(studio, "plot")
+            results = outputs(studio, "plot")
+    tab = Tab("plot", (), **results)
 
-    def submit(*values: Any) -> tuple[Any, ...]:
-        given, letters, fields = values[:6], values[6], values[7:]
-        specs = [f"{title}={text}" if title else "" for title, text in zip(given[::2], given[1::2])]
+    def switch(name: str) -> list[Any]:
+        return [gr.update(visible=each) for each in (*(name == way for way in WAYS), name != "axes")]
+
+    on(way.change, switch, [way], [*places.values(), counted])
+
+    def submit(name: str, *values: Any) -> tuple[Any, ...]:
+        given, (letters, negated, text, each, labels, gap), fields = values[:6], values[6:12], values[12:]
+        plotted: dict[str, Any] = {"legend": bool(labels), "margin": int(gap or 0)}
+        if name == "axes":
+            plotted |= {
+                letter: f"{title}={text}" for letter, title, text in zip("xyz", given[::2], given[1::2]) if title
+            }
+            plotted["vary_seeds"] = "".join(letters or ())
+        elif name == "matrix":
+            plotted["matrix"] = "negative_prompt" if negated else "prompt"
+        else:
+            plotted["prompts"] = [line for line in (text or "").splitlines() if line.strip()]
+        if name != "axes" and each:
+            plotted["iterate_seeds"] = True
         try:
             request = asked(TextToImage, source.controls, fields)
-            kept = {"request": request, "axes": specs, "vary": "".join(letters or ())}
-            made = planned(studio, kept)
-            kept["request"] = fix_seeds(read(TextToImage, request)).model_dump(mode="json", exclude_unset=True)
-            made = planned(studio, kept)
-            return {**kept, "jobs": submitted(studio, made)}, message(say("queued")), gr.Timer(active=True)
         except DanqingError as error:
-            return gr.skip(), message(str(error), problem=True), gr.skip()
+            return refused(str(error))
+        return submitted(studio, Comparison, {**plotted, "request": request})
 
-    on(paint.click, submit, [*axes, vary, *source.components], [memory, status, timer])
-
-    def stop(kept: Mapping[str, Any]) -> None:
-        for each in (kept or {}).get("jobs", ()):
-            try:
-                studio.engine.cancel(each)
-            except NotFound:
-                continue
-
-    on(cancel.click, stop, [memory], None)
-    on(timer.tick, lambda kept: followed_plot(studio, kept), [memory], [status, image, timer])
+    inputs = [way, *axes, vary, negative, lines, counted, legend, margin, *source.components]
+    wire(studio, tab, pressed, submit, inputs)
     return tab
 
 
-def planned(studio: Studio, kept: Mapping[str, Any]) -> Plot:
-    """The plot that was asked for; the same each time, for its seeds are drawn. Raises DanqingError."""
-    library = studio.engine.models.settings
-    roots = model_roots(library)
-    for spec in kept["axes"]:
-        title, _, text = spec.partition("=")
-        if LABELS.get(title, title) in FILES:
-            for name in split_csv(text):
-                check_name(name, title, roots)
-    if not any(kept["axes"]):
-        raise DanqingError("plot: choose an axis")
-    made = xyz(read(TextToImage, kept["request"]), *kept["axes"], vary_seeds=kept["vary"], settings=library)
-    if made.count > MOST:
-        raise DanqingError(f"plot: it would have {made.count} pictures, more than {MOST}")
-    return made
+def _axis(studio: Studio, letter: str) -> list[Any]:
+    say, low = studio.say, letter.lower()
+    choices = [(say("no_axis"), ""), *((each, each) for each in AXES)]
+    with gr.Row(elem_classes="dq-axis"):
+        return [
+            gr.Dropdown(choices, value="", label=f"{say('axis')} {letter}", scale=2, elem_id=f"plot-axis-{low}"),
+            gr.Textbox(
+                label=f"{say('values')} {letter}",
+                placeholder=say("values_hint"),
+                scale=3,
+                max_lines=1,
+                elem_id=f"plot-values-{low}",
+            ),
+        ]
 
 
-def submitted(studio: Studio, made: Plot) -> list[str]:
-    """The ids of a job for each request of the plot, in its order. Where one is refused, none of them stays."""
-    jobs: list[str] = []
-    try:
-        for cell in made.cells:
-            for request in cell.requests:
-                jobs.append(studio.engine.submit(request, origin="page").id)
-    except DanqingError:
-        for each in jobs:
-            studio.engine.cancel(each)
-        raise
-    return jobs
-
-
-def followed_plot(studio: Studio, kept: Mapping[str, Any]) -> tuple[Any, ...]:
-    """(status, picture, timer) of a plot: the grid comes when its last job is over."""
-    say, engine = studio.say, studio.engine
-    if not kept or not kept.get("jobs"):
-        return message(say("ready")), gr.skip(), gr.Timer(active=False)
-    try:
-        jobs = [engine.job(each) for each in kept["jobs"]]
-        over = sum(job.over for job in jobs)
-        if over < len(jobs):
-            return message(f"{over}/{len(jobs)} {say('cells')}"), gr.skip(), gr.Timer(active=True)
-        image = drawn(studio, planned(studio, kept), kept["jobs"])
-    except DanqingError as error:
-        return message(str(error), problem=True), gr.skip(), gr.Timer(active=False)
-    problems = [job.error for job in jobs if job.error]
-    return message(problems[0] if problems else say("done"), problem=bool(problems)), image, gr.Timer(active=False)
-
-
-def drawn(studio: Studio, made: Plot, jobs: Sequence[str]) -> Image.Image:
-    """The labelled grid of what the jobs painted. Raises DanqingError where that is nothing."""
-    owners = [cell.place for cell in made.cells for _ in cell.requests]
-    found: dict[Place, list[Image.Image]] = {}
-    for place, job in zip(owners, jobs):
-        for picture in studio.engine.pictures(job):
-            with Image.open(studio.engine.path(picture)) as image:
-                found.setdefault(place, []).append(image.convert("RGB"))
-    return sheet_of(made, found, note=lambda line: None)
+def _hint(studio: Studio, key: str) -> str:
+    return f'<p class="dq-hint">{html.escape(studio.say(key))}</p>'

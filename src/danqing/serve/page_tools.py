@@ -1,4 +1,4 @@
-"""The tabs besides painting and gallery: models and adapters, PNG info, settings, glossary."""
+"""The tabs of models and adapters, PNG info and the glossary."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from PIL import Image
 
 from danqing.errors import DanqingError
 from danqing.library.listing import Row, list_models
-from danqing.library.settings import show
 from danqing.metadata.files import read_picture
 from danqing.metadata.read import as_infotext, tell
-from danqing.serve.a1111_library import entries, stem
 from danqing.serve.page_controls import safe
 from danqing.serve.page_gallery import request_fields, send, table_of
 from danqing.serve.page_jobs import message
-from danqing.serve.page_paint import Studio, Tab, on
-from danqing.serve.page_texts import COOKIE, glossary
+from danqing.serve.page_studio import Studio, Tab, on
+from danqing.serve.page_texts import glossary
 
 _ADAPTERS = ("lora", "embedding", "hypernetwork")
 _PREVIEWS = (".preview.png", ".png", ".preview.jpg", ".jpg", ".jpeg", ".webp")
@@ -32,44 +30,48 @@ _CARDS = 300
 """More are found by their names."""
 
 
-def models(studio: Studio, prompt: Any) -> Callable[..., Any]:
-    """Cards of all models; an adapter is added to `prompt`. Returns what binds the list to the page's opening."""
+def models(studio: Studio, painting: Tab, choose: Any) -> Callable[..., Any]:
+    """Cards of all models; one that is chosen goes to `painting`, whose tab is opened.
+
+    Returns what binds the list to the tab's opening.
+    """
     say, library = studio.say, studio.engine.models.settings
-    with gr.Row():
-        name = gr.Textbox(label=say("filter"), scale=3)
-        kind = gr.Dropdown([(say("newest"), "")], value="", label=say("kind"), allow_custom_value=True)
-        refresh = gr.Button(say("refresh"))
-    with gr.Row():
-        adapter = gr.Dropdown([], label=say("add_adapter"), allow_custom_value=True, scale=3)
-        weight = gr.Slider(-2, 2, value=1, step=0.05, label=say("weight"))
-        add = gr.Button(say("add"))
-    cards = gr.HTML("")
+    prompt, model = painting.named("prompt"), painting.named("model")
+    with gr.Row(elem_classes="dq-search"):
+        name = gr.Textbox(
+            label=say("filter"), placeholder=say("filter"), show_label=False, container=False, scale=5,
+            elem_id="models-name",
+        )  # fmt: skip
+        kind = gr.Dropdown(
+            [(say("newest"), "")], value="", label=say("kind"), show_label=False, container=False, min_width=120,
+            allow_custom_value=True,
+        )  # fmt: skip
+    cards = gr.HTML("", elem_id="models-cards")
+    taken = gr.Textbox(label="", elem_id="models-taken", elem_classes="dq-hidden")  # filled by `page.js`
 
     def find(part: str, of: str) -> tuple[Any, ...]:
         rows = list_models(library)
         kinds = sorted({row.kind for row in rows})
-        tags = [(stem(each), tag(stem(each), each.kind)) for each in entries(library, "lora", "hypernetwork")]
-        tags += [(stem(each), stem(each)) for each in entries(library, "embedding")]
         found = [row for row in rows if (part or "").casefold() in row.name.casefold() and of in (None, "", row.kind)]
         shown = gr.update(choices=[(say("newest"), ""), *((each, each) for each in kinds)])
-        return cards_of(found, studio), shown, gr.update(choices=tags)
+        return cards_of(found, studio), shown
 
-    def added(text: str, chosen: str, strength: float) -> str:
-        if not chosen:
-            return text
-        return f"{text} {chosen.replace(':1>', f':{strength:g}>')}".strip()
+    def take(what: str, text: str) -> tuple[Any, ...]:
+        """`checkpoint:NAME` is painted with, any other text is added to the prompt."""
+        kind, _, chosen = what.partition(":")
+        if kind == "checkpoint":
+            return gr.skip(), chosen, gr.Tabs(selected="txt2img"), ""
+        return f"{text} {what}".strip(), gr.skip(), gr.Tabs(selected="txt2img"), ""
 
-    outputs = [cards, kind, adapter]
-    on(refresh.click, find, [name, kind], outputs)
-    on(name.submit, find, [name, kind], outputs)
-    on(kind.input, find, [name, kind], outputs)
-    on(add.click, added, [prompt, adapter, weight], [prompt])
-    return lambda event: on(event, find, [name, kind], outputs)
+    on(name.input, find, [name, kind], [cards, kind], trigger_mode="always_last")
+    on(kind.input, find, [name, kind], [cards, kind])
+    on(taken.input, take, [taken, prompt], [prompt, model, choose, taken])
+    return lambda event: on(event, find, [name, kind], [cards, kind])
 
 
 def tag(name: str, kind: str) -> str:
-    """How a prompt calls an adapter."""
-    return f"<{'hypernet' if kind == 'hypernetwork' else 'lora'}:{name}:1>"
+    """How a prompt calls an adapter; an embedding is called by its name."""
+    return name if kind == "embedding" else f"<{'hypernet' if kind == 'hypernetwork' else 'lora'}:{name}:1>"
 
 
 def cards_of(rows: list[Row], studio: Studio) -> str:
@@ -90,11 +92,17 @@ def _card(row: Row, studio: Studio) -> str:
     picture = _beside(row.path)
     image = f'<img alt="" loading="lazy" src="{picture}">' if picture else '<div class="dq-blank">丹青</div>'
     lines = "".join(
-        f"<div><b>{html.escape(name)}</b> {html.escape(value)}</div>" for name, value in facts.items() if value
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in facts.items()
+        if value
     )
+    name = Path(row.name).stem if row.path.is_file() else row.name
+    called = f"checkpoint:{name}" if row.kind == "checkpoint" else tag(name, row.kind) if row.kind in _ADAPTERS else ""
+    said = say("paint_with" if row.kind == "checkpoint" else "add")
+    take = f'<button type="button" class="dq-chip" data-dq-take="{html.escape(called, quote=True)}">{said}</button>'
     return (
         f'<div class="dq-card">{image}<h4>{html.escape(row.name)}</h4><span class="dq-kind">{html.escape(row.kind)}'
-        f"</span>{lines}</div>"
+        f"</span><dl>{lines}</dl>{take if called and not row.problem else ''}</div>"
     )
 
 
@@ -129,15 +137,20 @@ def _beside(path: Path) -> str:
 def pnginfo(studio: Studio, tabs: Mapping[str, Tab], choose: Any, picture: Any) -> None:
     """What a picture says of how it was made, and its way into the other tabs. `picture` is rendered here."""
     say = studio.say
-    with gr.Row(elem_classes="dq-columns"):
+    with gr.Row(elem_classes="dq-halves"):
         with gr.Column():
             picture.render()
         with gr.Column():
-            status = gr.HTML("")
-            info = gr.Textbox(label=say("result_info"), lines=8, max_lines=24, interactive=False, buttons=["copy"])
-            with gr.Row():
+            status = gr.HTML(f'<p class="dq-hint">{html.escape(say("pnginfo_hint"))}</p>')
+            info = gr.Textbox(
+                label=say("result_info"), lines=8, max_lines=24, interactive=False, buttons=["copy"],
+                elem_id="pnginfo-info",
+            )  # fmt: skip
+            with gr.Row(elem_classes="dq-sends"):
                 for name, tab in tabs.items():
-                    button = gr.Button(f"{say('send')} {say(name)}", size="sm", elem_id=f"pnginfo-to-{name}")
+                    button = gr.Button(
+                        f"→ {say(name)}", size="sm", min_width=60, elem_id=f"pnginfo-to-{name}", elem_classes="dq-quiet"
+                    )
                     send(
                         studio, button.click, tab, [picture], lambda path: (path, request_fields(path)), choose, status
                     )
@@ -166,65 +179,13 @@ def told_picture(studio: Studio) -> Any:
     return safe(image, studio.engine.rules)
 
 
-def settings(studio: Studio) -> Callable[..., Any]:
-    """Language, theme, the queue, models in memory, and what Danqing is set to."""
-    say, engine = studio.say, studio.engine
-    with gr.Row():
-        language = gr.Radio(
-            [("English", "en"), ("中文", "zh")], value=studio.language, label=say("language"), elem_id="dq-language"
-        )
-        theme = gr.Radio(
-            [(say("system"), "system"), (say("light"), "light"), (say("dark"), "dark")],
-            label=say("theme"),
-            elem_id="dq-theme",
-        )
-    on(language.input, None, [language], None, js=f"name => window.danqing.language('{COOKIE}', name)")
-    on(theme.input, None, [theme], None, js="name => window.danqing.theme(name)")
-    with gr.Row():
-        pause = gr.Button(say("pause"))
-        resume = gr.Button(say("resume"))
-        unload = gr.Button(say("unload"))
-        refresh = gr.Button(say("refresh"))
-    status = gr.HTML("")
-    table = gr.HTML("")
-
-    def state() -> tuple[str, str]:
-        loaded = ", ".join(engine.models.loaded()) or "–"
-        queue = say("paused") if engine.paused else say("ready")
-        line = f"{say('queue')}: {queue} · {say('loaded')}: {loaded} ({engine.models.size / 1e6:,.0f} MB)"
-        return message(line), _tables(studio)
-
-    def act(what: Callable[[], None]) -> tuple[str, str]:
-        what()
-        return state()
-
-    outputs = [status, table]
-    on(pause.click, lambda: act(engine.pause), None, outputs)
-    on(resume.click, lambda: act(engine.resume), None, outputs)
-    on(unload.click, lambda: act(engine.models.unload), None, outputs)
-    on(refresh.click, state, None, outputs)
-    return lambda event: on(event, state, None, outputs)
-
-
-def _tables(studio: Studio) -> str:
-    say, engine = studio.say, studio.engine
-    jobs = "".join(
-        f"<tr><td>{job.id[:8]}</td><td>{html.escape(job.kind)}</td><td>{say(job.state)}</td>"
-        f"<td>{html.escape(job.origin)}</td><td>{job.total}</td></tr>"
-        for job in engine.jobs(limit=20)
-    )
-    rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td><td>{html.escape(what)}</td></tr>"
-        for name, value, what in show(engine.models.settings)
-    )
-    heads = (say("jobs"), say("kind"), say("state"), say("origin"), say("pictures"))
-    return table_of(heads, jobs) + table_of((say("setting"), say("value"), ""), rows)
-
-
 def words(studio: Studio) -> None:
     """The glossary, with a search."""
     say = studio.say
-    part = gr.Textbox(label=say("search"))
+    with gr.Row(elem_classes="dq-search"):
+        part = gr.Textbox(
+            label=say("search"), placeholder=say("search"), show_label=False, container=False, elem_id="glossary-words"
+        )
     table = gr.HTML(glossary_table("", studio))
     on(part.input, lambda text: glossary_table(text, studio), [part], [table], trigger_mode="always_last")
 

@@ -1,4 +1,4 @@
-// The page's own script: language, theme, keys, and completion in prompt boxes. It runs before Gradio's.
+// The page's own script: language, theme, keys, what is said of a word, and completion in prompt boxes. It runs before Gradio's.
 window.danqing = (() => {
   const language = document.documentElement.lang || "en";
   // Gradio's own words follow the browser: where a person switched, it is told so
@@ -121,10 +121,9 @@ window.danqing = (() => {
       const value = area.value.slice(0, begun) + found[index].text + rest;
       const caret = begun + found[index].text.length;
       this.close();
-      Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(area, value);
-      area.setSelectionRange(caret, caret);
       area.dataset.taken = "yes";
-      area.dispatchEvent(new Event("input", { bubbles: true }));
+      fill(area, value);
+      area.setSelectionRange(caret, caret);
     },
     onKey(event) {
       if (!this.box || event.ctrlKey || event.metaKey || event.isComposing) return false;
@@ -151,11 +150,76 @@ window.danqing = (() => {
   });
   document.addEventListener("focusout", () => list.close());
 
-  return {
+  // buttons within HTML: language, theme, prompts to try, models to take
+
+  const fill = (area, text) => {
+    const kind = area instanceof HTMLTextAreaElement ? HTMLTextAreaElement : HTMLInputElement;
+    Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(area, text);
+    area.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  document.addEventListener("click", (event) => {
+    const pressed = event.target instanceof Element && event.target.closest("[data-dq-language],[data-dq-theme],[data-dq-prompt],[data-dq-take]");
+    if (!pressed) return;
+    const { dqLanguage, dqPrompt, dqTake } = pressed.dataset;
+    if (dqLanguage) api.language("danqing_language", dqLanguage);
+    else if (dqPrompt) {
+      const area = document.querySelector("#txt2img-prompt textarea");
+      area.dataset.taken = "yes";
+      fill(area, dqPrompt);
+      setTimeout(() => button("#txt2img-paint")?.click(), 50);
+    } else if (dqTake) fill(document.querySelector("#models-taken :is(textarea, input)"), dqTake);
+    else api.theme(document.body.classList.contains("dark") ? "light" : "dark");
+  });
+
+  // numbers in boxes of text: a phone's keyboard has digits, arrow keys count
+
+  document.addEventListener("focusin", (event) => {
+    if (event.target.closest?.(".dq-number")) event.target.inputMode = "decimal";
+  });
+  document.addEventListener("keydown", (event) => {
+    const box = event.target;
+    if (!(event.key === "ArrowUp" || event.key === "ArrowDown") || !box.closest?.(".dq-number")) return;
+    const now = Number(box.value || box.placeholder);
+    if (!Number.isSafeInteger(Math.round(now)) || Number.isNaN(now)) return;
+    event.preventDefault();
+    const step = Number.isInteger(now) ? (now >= 64 && now % 8 === 0 ? 8 : 1) : 0.1;
+    fill(box, String(Math.round(Math.max(0, now + (event.key === "ArrowUp" ? step : -step)) * 100) / 100));
+  });
+
+  // what is said of a word: Gradio's line under a label is shown in a bubble, by mouse, finger or keyboard
+
+  let bubble = null;
+  const hide = () => {
+    bubble?.remove();
+    bubble = null;
+  };
+  const explain = (event) => {
+    hide();
+    const word = event.target instanceof Element && event.target.closest(".has-info");
+    const said = word && word.parentElement.querySelector(".info-text")?.textContent.trim();
+    if (!said) return;
+    bubble = document.createElement("div");
+    bubble.className = "dq-bubble";
+    bubble.setAttribute("role", "tooltip");
+    bubble.textContent = said;
+    document.body.append(bubble);
+    const place = word.getBoundingClientRect();
+    const left = Math.min(place.left, document.documentElement.clientWidth - bubble.offsetWidth - 12);
+    const above = place.top > bubble.offsetHeight + 12;
+    bubble.style.left = `${Math.max(12, left) + scrollX}px`;
+    bubble.style.top = `${(above ? place.top - bubble.offsetHeight - 7 : place.bottom + 7) + scrollY}px`;
+  };
+  document.addEventListener("pointerover", explain);
+  document.addEventListener("pointerdown", explain);
+  document.addEventListener("scroll", hide, true);
+  document.addEventListener("keydown", hide);
+
+  const api = {
     language(cookie, name) {
       document.cookie = `${cookie}=${name}; path=/; max-age=31536000; samesite=strict`;
       location.reload();
     },
+    chosen: () => localStorage.getItem("danqing-theme") ?? "system",
     theme(name) {
       const next = new URL(location.href);
       if (name === "system") {
@@ -168,4 +232,5 @@ window.danqing = (() => {
       location.href = next.href;
     },
   };
+  return api;
 })();
