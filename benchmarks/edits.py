@@ -63,7 +63,7 @@ def main() -> None:
         text = danqing.TextToImage(prompt=pair.english, seed=seed)
         first = danqing.paint(text, model)[0].image
         again = danqing.Inpaint(
-            prompt=pair.english, seed=seed + 10_000, init_images=[first], mask=mask, denoising_strength=1.0
+            prompt=pair.english, seed=seed + 10_000, image=first, mask=mask, denoising_strength=1.0
         )
         uncut.append(first)
         halves.append(danqing.paint(again, model)[0].image)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from danqing.cli.options import UNASKED
+from danqing.models.clip import CLIPText
 from danqing.requests import REQUESTS, Kind, ResolvedRequest
 
 from .conftest import Run
@@ -71,6 +73,41 @@ def test_a_folder_is_painted_over_but_for_what_cannot_be_read(run: Run, photo: P
     assert len(list(Path("out").iterdir())) == 2
     assert "'in/bad.png' is no picture that can be read" in answer.err
     assert answer.err.splitlines()[-1] == "danqing: image: 1 of 3 pictures were left out; see above"
+
+
+def test_a_picture_that_cannot_be_painted_stops_no_other_of_its_folder(
+    run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("in", "masks"):
+        Path(folder).mkdir()
+    for name in ("a", "b", "c"):
+        Image.open(photo).save(f"in/{name}.png")
+        Image.open("mask.png").point(lambda value, name=name: 0 if name == "b" else value).save(f"masks/{name}.png")
+    towers = 0
+    forward = CLIPText.forward
+
+    def counted(self: CLIPText, *given: Any, **more: Any) -> Any:
+        nonlocal towers
+        towers += 1
+        return forward(self, *given, **more)
+
+    monkeypatch.setattr(CLIPText, "forward", counted)
+    answer = run("inpaint", "in", "a cat", *QUICK, "--mask", "masks", "--cfg-scale", 2, "-o", "out/[generation_number]")
+    assert answer.code == 2
+    assert answer.out.splitlines() == ["wrote out/1.png", "wrote out/2.png"]
+    assert "note: left out: mask: all of it is black" in answer.err
+    assert answer.err.splitlines()[-1] == "danqing: image: 1 of 3 pictures were left out; see above"
+    assert towers == 2, "the prompts are encoded once for all"
+
+
+def test_what_is_missing_for_a_whole_folder_is_one_line(run: Run, photo: Path) -> None:
+    Path("in").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.open(photo).save(f"in/{name}")
+    answer = run("img2img", "in", *QUICK, "--refiner-checkpoint", "none.safetensors", "-o", "out")
+    assert (answer.code, answer.out) == (2, "")
+    (line,) = answer.err.splitlines()
+    assert "none.safetensors" in line
 
 
 @pytest.mark.parametrize(

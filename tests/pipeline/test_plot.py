@@ -82,6 +82,11 @@ def test_the_dearest_axis_is_the_outermost(tiny: Model, tmp_path: Path) -> None:
         ("Size=64", "is no size"),
         ("Checkpoint name=nowhere.safetensors", "no such file"),
         ("VAE=nowhere.safetensors", "no such file"),
+        ("Hires upscaler=Latent,Lanzos", "or is it Lanczos"),
+        ("controls=nowhere.safetensors", "nowhere.safetensors: no such file"),
+        ("image_prompts=nowhere.safetensors", "nowhere.safetensors: no such file"),
+        ("detailers=face.onnx", "detector: there is no file 'face.onnx'"),
+        ("aesthetic=flowers.pt", "flowers.pt: no such file"),
         ("Styles=oil", "style 'oil' is unknown"),
         ("Steps=5-1", "stands for no values"),
         ("LoRA weight=1", "has no <lora:"),
@@ -93,7 +98,7 @@ def test_what_is_wrong_is_told_before_painting(
 ) -> None:
     monkeypatch.setenv("DANQING_HOME", str(tmp_path))
     with pytest.raises(DanqingError, match=message) as error:
-        xyz(asked(), "Steps=1,2", axis)
+        xyz(asked(enable_hr=True), "Steps=1,2", axis)
     assert "\n" not in str(error.value)
 
 

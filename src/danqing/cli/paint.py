@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from danqing.cli.options import FILES, MACHINE, PAINTING, Sectioned, request_options, with_options
 from danqing.errors import DanqingError
 from danqing.requests import REQUESTS, Kind, Masked, Painting, TextToImage
+
+if TYPE_CHECKING:
+    from danqing.families import Model
+    from danqing.pipeline.naming import Job
+    from danqing.pipeline.picture import Picture
+    from danqing.pipeline.series import Event
 
 HELP: dict[Kind, str] = {
     "txt2img": "Paint pictures from a text.",
@@ -114,16 +121,14 @@ def _paint(
     ] = False,
     **fields: Any,
 ) -> None:
-    from dataclasses import replace
-
-    from danqing.cli.show import finishing_on_interrupt, progress_bar, say
+    from danqing.cli.show import say
     from danqing.library.settings import load_settings
     from danqing.pipeline.models import load
     from danqing.pipeline.naming import Job
     from danqing.pipeline.outputs import check_output, grid_path, parse_size, write_picture
-    from danqing.pipeline.paint import stream
     from danqing.pipeline.picture import Picture
     from danqing.pipeline.picture import grid as make_grid
+    from danqing.pipeline.series import check_files, paint_all
     from danqing.pipeline.sources import read_all
 
     given = {name: value for name, value in {"prompt": prompt, "model": model, **fields}.items() if value is not None}
@@ -138,43 +143,24 @@ def _paint(
     settings = load_settings()
     check_output(output, settings)
     first = requests[0]
+    if len(requests) > 1:
+        check_files(requests, settings)
     loaded = load(first.model, vae=first.vae, device=device, dtype=dtype, prediction=prediction_type, ema=ema)
-    job = Job()
+
+    def again(name: str | None) -> Model:
+        return loaded if name == first.model else load(name, device=device, dtype=dtype)
+
     written: list[Path] = []
     pictures: list[Picture] = []
+
+    def write(picture: Picture, job: Job) -> None:
+        pictures.append(picture)
+        written.append(write_picture(picture, output, settings, job, overwrite=overwrite, metadata=metadata))
+
     try:
-        with finishing_on_interrupt() as asked, progress_bar() as bar:
-            task = bar.add_task("painting", total=None)
-            for number, request in enumerate(requests):
-                try:
-                    events = stream(request, loaded, say=say, safety_checker=safety_checker)
-                except DanqingError as error:
-                    if len(requests) == 1:
-                        raise
-                    failed.append(str(error))
-                    say(f"left out: {error}")
-                    continue
-                for event in events:
-                    whole = event.batches * event.steps
-                    done = event.batch * event.steps + event.step
-                    bar.update(task, total=len(requests) * whole, completed=number * whole + done)
-                    for picture in event.pictures:
-                        pictures.append(picture)
-                        job = replace(
-                            job,
-                            index=len(pictures) - 1,
-                            batch_size=len(event.pictures),
-                            n_iter=event.batches * len(requests),
-                            first_seed=pictures[0].resolved.request.seed,
-                        )
-                        written.append(
-                            write_picture(picture, output, settings, job, overwrite=overwrite, metadata=metadata)
-                        )
-                    if asked:
-                        events.close()
-                        break
-                if asked:
-                    break
+        events = paint_all(requests, load=again, say=say, safety_checker=safety_checker)
+        errors, stopped = _follow(events, len(requests), write)
+        failed += errors
         if grid and pictures:
             sheet = Picture(make_grid([p.image for p in pictures]), pictures[0].resolved, pictures[0].hashes)
             path = grid_path(output, written[0])
@@ -182,10 +168,49 @@ def _paint(
     finally:
         for path in written:
             typer.echo(f"wrote {path}")
-    if asked:
+    if stopped:
         raise typer.Exit(130)
     if failed:
         raise DanqingError(f"image: {len(failed)} of {total} pictures were left out; see above")
+
+
+def _follow(
+    events: Generator[Event, None, None], count: int, write: Callable[[Picture, Job], None]
+) -> tuple[list[str], bool]:
+    """Show how `count` requests come along, `write` their pictures; (what went wrong, whether Ctrl-C ended it).
+
+    Raises the error of a single request; of several, one that fails is told and stops no other.
+    """
+    from danqing.cli.show import finishing_on_interrupt, progress_bar, say
+    from danqing.pipeline.naming import Job
+
+    failed: list[str] = []
+    done, job = 0, Job()
+    with finishing_on_interrupt() as asked, progress_bar() as bar:
+        whole = bar.add_task("pictures", total=None, visible=False)
+        part = bar.add_task("painting", total=None)
+        for event in events:
+            if event.error is not None:
+                if count == 1:
+                    raise event.error
+                failed.append(str(event.error))
+                say(f"left out: {event.error}")
+            elif (progress := event.progress) is not None:
+                size, batches = len(progress.latents), progress.batches * count
+                finished = event.index * progress.batches + progress.batch + progress.step / progress.steps
+                bar.update(whole, total=size * batches, completed=size * finished, visible=size * batches > 1)
+                bar.update(part, total=progress.steps, completed=progress.step)
+                for picture in progress.pictures:
+                    first_seed = picture.resolved.request.seed if done == 0 else job.first_seed
+                    job = replace(
+                        job, index=done, batch_size=len(progress.pictures), n_iter=batches, first_seed=first_seed
+                    )
+                    write(picture, job)
+                    done += 1
+            if asked:
+                events.close()
+                break
+    return failed, bool(asked)
 
 
 _ELSEWHERE = {"prompt", "model", "image"}

@@ -216,10 +216,7 @@ def _with_aesthetic(request: Painting, studio: Studio) -> tuple[Studio, dict[str
     asked = request.aesthetic
     if asked is None:
         return studio, {}
-    settings = load_settings()
-    files = {"aesthetic": find(asked.embedding, "aesthetic_embedding", settings).path}
-    if asked.projection is not None:
-        files["aesthetic.projection"] = find(asked.projection, "text_encoder", settings).path
+    files = aesthetic_files(request)
     if not asked.text and (
         asked.text_negative or asked.slerp_angle != AestheticEmbedding.model_fields["slerp_angle"].default
     ):
@@ -233,6 +230,18 @@ def _with_aesthetic(request: Painting, studio: Studio) -> tuple[Studio, dict[str
 
     cache = studio.cache.setdefault(("aesthetic", asked, *map(stamps, files.values())), {})
     return replace(_dressed(studio, [asked], [asked], wear), cache=cache), files
+
+
+def aesthetic_files(request: Painting) -> dict[str, Path]:
+    """The files of the request's aesthetic embedding by the record's field. Raises DanqingError for an unknown name."""
+    asked = request.aesthetic
+    if asked is None:
+        return {}
+    settings = load_settings()
+    files = {"aesthetic": find(asked.embedding, "aesthetic_embedding", settings).path}
+    if asked.projection is not None:
+        files["aesthetic.projection"] = find(asked.projection, "text_encoder", settings).path
+    return files
 
 
 def _passes(request: Painting) -> tuple[str, str]:

@@ -46,12 +46,7 @@ def load_detector(name: str) -> Detect:
 
     ONNX files hold no code. Needs the extra [detect]. Raises DanqingError for a file that is missing or another model.
     """
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise DanqingError(f"detector: there is no file '{name}'")
-    if path.suffix.lower() != ".onnx":
-        raise DanqingError(f"detector: '{name}' is no ONNX file; `yolo export model={path.name} format=onnx` makes one")
-    session = open_session(path, "detector")
+    session = open_session(detector_file(name), "detector")
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or len(session.get_outputs()) not in (1, 2):
         raise DanqingError(f"detector: '{name}' is no YOLO detector; see `yolo export format=onnx`")
@@ -63,6 +58,16 @@ def load_detector(name: str) -> Detect:
         return read_yolo(outputs, image.size, scale, (left, top), (sides[1], sides[0]))
 
     return detect
+
+
+def detector_file(name: str) -> Path:
+    """Where a detector's weights lie. Raises DanqingError for a file that is missing, or no ONNX file by its name."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise DanqingError(f"detector: there is no file '{name}'")
+    if path.suffix.lower() != ".onnx":
+        raise DanqingError(f"detector: '{name}' is no ONNX file; `yolo export model={path.name} format=onnx` makes one")
+    return path
 
 
 def _letterboxed(image: Image.Image, width: int, height: int) -> tuple[np.ndarray, float, int, int]:

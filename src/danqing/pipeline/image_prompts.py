@@ -63,7 +63,6 @@ def load_prompters(request: Painting, model: Model) -> tuple[Prompter, ...]:
     An image tower that is not named is the first of the library's that fits. Raises DanqingError for an unknown name, a
     file that does not fit the model, or where no tower fits.
     """
-    settings = load_settings() if request.image_prompts else None
     loaded: dict[Path, Any] = {}
 
     def once(path: Path | None, load: Callable[[Path, Model], Any]) -> Any:
@@ -71,9 +70,6 @@ def load_prompters(request: Painting, model: Model) -> tuple[Prompter, ...]:
             loaded[path] = load(path, model)
         return None if path is None else loaded[path]
 
-    found = [
-        {} if settings is None or _is_reference(asked) else _files(asked, settings) for asked in request.image_prompts
-    ]
     return tuple(
         Prompter(
             once(files.get("model"), load_image_prompt),
@@ -81,8 +77,17 @@ def load_prompters(request: Painting, model: Model) -> tuple[Prompter, ...]:
             once(files.get("identity_net"), _load_identity_net),
             files,
         )
-        for files in found
+        for files in adapter_files(request)
     )
+
+
+def adapter_files(request: Painting) -> list[dict[str, Path]]:
+    """`Prompter.files` of each of the request's image prompts. Raises DanqingError for an unknown name, or where no image
+    tower fits."""
+    settings = load_settings() if request.image_prompts else None
+    return [
+        {} if settings is None or _is_reference(asked) else _files(asked, settings) for asked in request.image_prompts
+    ]
 
 
 def _files(asked: ImagePrompt, settings: Settings) -> dict[str, Path]:

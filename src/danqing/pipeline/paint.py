@@ -208,7 +208,7 @@ def resolved_request(request: Painting, studio: Studio) -> tuple[ResolvedRequest
     paths: dict[str, str | None] = {"checkpoint": model.path, "vae": model.vae_path}
     others = {field: Reference(name=other.name or "model") for field, other in studio.others.items()}
     paths |= {field: other.path for field, other in studio.others.items()}
-    for field, file in _upscaler_files(resolved.request).items():
+    for field, file in upscaler_files(resolved.request).items():
         others[field] = Reference(name=file.name)
         paths[field] = str(file)
     for index, file in enumerate(control_files(resolved.request)):
@@ -224,8 +224,8 @@ def resolved_request(request: Painting, studio: Studio) -> tuple[ResolvedRequest
     return resolved.model_copy(update={"request": asked, "others": others}), paths
 
 
-def _upscaler_files(request: Painting) -> dict[str, Path]:
-    """The files of the upscalers that take part, by the record's field."""
+def upscaler_files(request: Painting) -> dict[str, Path]:
+    """The files of the upscalers that take part, by the record's field. Raises DanqingError for an unknown one."""
     files = {"hr_upscaler": upscaler_file(request)}
     if isinstance(request, ImageToImage) and request.sd_upscale is not None:
         files["sd_upscale"] = upscaler_path(request.sd_upscale.upscaler)

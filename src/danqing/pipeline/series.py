@@ -10,15 +10,21 @@ from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.library.names import find
 from danqing.library.settings import Settings, load_settings
+from danqing.pipeline.adapters import aesthetic_files
+from danqing.pipeline.controls import control_files, module_files
+from danqing.pipeline.detect import detector_file
+from danqing.pipeline.image_prompts import adapter_files
 from danqing.pipeline.models import Say, find_vae, print_note
 from danqing.pipeline.models import load as load_model
-from danqing.pipeline.paint import Progress, stream
+from danqing.pipeline.paint import Progress, stream, upscaler_files
 from danqing.prompts.encode import Cache
 from danqing.requests import Painting
 
 Load = Callable[[str | None], Model]
 """A checkpoint by path or name; None is the default one."""
 _OTHERS = ("refiner_checkpoint", "hr_checkpoint_name")
+_NAMING = ("enable_hr", "hr_upscaler", "sd_upscale", "controls", "image_prompts", "detailers", "aesthetic")
+"""Further fields that name files of models."""
 _CACHED = 256
 """Encoded chunks of text that are kept; one is about half a megabyte."""
 
@@ -35,15 +41,22 @@ class Event:
 
 
 def check_files(requests: Sequence[Painting], settings: Settings | None = None) -> None:
-    """Whether all checkpoints and autoencoders that the requests name are there: known before any is painted.
+    """Whether all files of models that the requests' fields name are there: known before any is painted.
 
-    Raises DanqingError for the first that is not.
+    What tags in prompts name is not looked for, as a picture is painted without it. Raises DanqingError for the first that
+    is missing.
     """
     settings = settings or load_settings()
     named = {field: {getattr(each, field, None) for each in requests} for field in ("model", *_OTHERS, "vae")}
     for field, names in named.items():
         for name in sorted(filter(None, names)):
             find(name, "vae" if field == "vae" else "checkpoint", settings)
+    different = {tuple(getattr(each, field, None) for field in _NAMING): each for each in requests}
+    for request in different.values():
+        for look in (upscaler_files, control_files, module_files, adapter_files, aesthetic_files):
+            look(request)
+        for detailer in request.detailers:
+            detector_file(detailer.detector)
 
 
 def paint_all(
