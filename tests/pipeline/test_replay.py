@@ -19,6 +19,7 @@ from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.pipeline.replay import replay
 from danqing.requests import ImageToImage, Inpaint, Outpaint, Platform, TextToImage
+from spandrels import import_spandrel
 
 FIELDS = {"steps": 2, "width": 64, "height": 64, "seed": 3}
 
@@ -174,3 +175,51 @@ def test_from_a_picture(tiny: Model, tmp_path: Path) -> None:
         replay(path, tiny)
     with pytest.raises(DanqingError, match="mask: has no effect"):
         replay(path, tiny, images={"image": away, "mask": away})
+
+
+def test_pictures_of_other_fields(tiny: Model, tmp_path: Path) -> None:
+    for name, value in (("source", 90), ("second", 160)):
+        Image.radial_gradient("L").point(lambda grey, value=value: (grey + value) % 256).resize((64, 64)).convert(
+            "RGB"
+        ).save(tmp_path / f"{name}.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "region.png")
+    fields: dict[str, Any] = {"subimage": str(tmp_path / "second.png"), "subimage_strength": 0.5, "inversion": True}
+    regions = [{"prompt": "a dog", "mask": str(tmp_path / "region.png")}]
+    request = ImageToImage(
+        image=str(tmp_path / "source.png"), steps=2, width=64, height=64, seed=1, regions=regions, **fields
+    )
+    (painted,) = paint(request, tiny, say=lambda line: None)
+    path = painted.save(tmp_path / "x.png")
+    assert replay(path, tiny, say=quiet).identical
+    away = (tmp_path / "second.png").rename(tmp_path / "elsewhere.png")
+    with pytest.raises(
+        DanqingError, match=r"subimage it was painted from, 'second\.png', is not beside it; .* --subimage"
+    ):
+        replay(path, tiny, say=quiet)
+    assert replay(path, tiny, images={"subimage": away}, say=quiet).identical
+    (tmp_path / "region.png").unlink()
+    with pytest.raises(DanqingError, match="give it, under its name, beside the picture") as error:
+        replay(path, tiny, images={"subimage": away}, say=quiet)
+    assert "--" not in str(error.value)
+
+
+def test_an_upscaler_is_found_by_its_hash(tiny: Model, tmp_path: Path) -> None:
+    import_spandrel()
+    from spandrel.architectures.ESRGAN import ESRGAN
+
+    network = tmp_path / "tiny4x.pth"
+    torch.save({"params_ema": ESRGAN(num_blocks=1, num_filters=8).state_dict()}, network)
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(tmp_path / "source.png")
+    large = TextToImage(prompt="x", enable_hr=True, hr_scale=1.5, hr_upscaler=str(network), **FIELDS)
+    tiles = ImageToImage(
+        image=str(tmp_path / "source.png"), sd_upscale={"scale": 1.5, "overlap": 16, "upscaler": str(network)}, **FIELDS
+    )
+    files = [
+        paint(request, tiny, say=lambda line: None)[0].save(tmp_path / f"{n}.png")
+        for n, request in enumerate((large, tiles))
+    ]
+    folder = tmp_path / "home" / "models" / "ESRGAN"
+    folder.mkdir(parents=True)
+    network.rename(folder / "tiny4x.pth")
+    for path in files:
+        assert replay(path, tiny, say=quiet).identical

@@ -49,6 +49,7 @@ def replay(
     ] = None,
     image: Annotated[Path | None, typer.Option("--image", help="the picture it was painted from")] = None,
     mask: Annotated[Path | None, typer.Option("--mask", help="the mask it was painted with")] = None,
+    subimage: Annotated[Path | None, typer.Option("--subimage", help="the second picture of an inversion")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="unset is the recorded one")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="unset is the recorded one")] = None,
 ) -> None:
@@ -61,7 +62,7 @@ def replay(
     settings = load_settings()
     if output is not None:
         check_output(output, settings)
-    given = {"image": image, "mask": mask}
+    given = {"image": image, "mask": mask, "subimage": subimage}
     same = True
     for index, path in enumerate(files):
         again = paint_again(

@@ -24,7 +24,7 @@ from danqing.pipeline.models import Say, find_vae, load, print_note
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.request_parts import ImagePrompt, PictureSource, Reference
-from danqing.requests import Painting, ResolvedRequest
+from danqing.requests import ImageToImage, Painting, ResolvedRequest, TextToImage
 from danqing.runtime.devices import pick_device
 from danqing.vocabulary import find_module
 
@@ -133,24 +133,26 @@ def _shown_again(path: Path, asked: ImagePrompt) -> ImagePrompt:
 
 def _beside(path: Path, source: Reference, field: str) -> str:
     known = re.fullmatch(r"[0-9a-f]{32}", source.md5 or "")
+    by_option = f" by --{field}" if field in _PICTURES else ", under its name, beside the picture"
     if not source.name and not known:
-        raise DanqingError(f"{path}: the {field} it was painted from is not recorded; give it by --{field}")
+        raise DanqingError(f"{path}: the {field} it was painted from is not recorded; give it{by_option}")
     # a name from a file may not lead elsewhere
     name = source.name or f"{source.md5}.png"  # as AUTOMATIC1111 keeps it
     candidate = path.parent / Path(name.replace("\\", "/")).name
     if not candidate.is_file():
-        raise DanqingError(f"{path}: the {field} it was painted from, '{name}', is not beside it; give it by --{field}")
+        raise DanqingError(f"{path}: the {field} it was painted from, '{name}', is not beside it; give it{by_option}")
     picture = open_picture(str(candidate), field)
     wanted, found = (source.sha256, pixels_sha256) if source.sha256 or not known else (source.md5, rgba_md5)
     if wanted and found(picture) != wanted:
         raise DanqingError(
-            f"{path}: '{candidate}' is another picture than the {field} it was painted from; give that by --{field}"
+            f"{path}: '{candidate}' is another picture than the {field} it was painted from; give that{by_option}"
         )
     return str(candidate)
 
 
 def _further(told: Told, request: Painting) -> dict[str, Any]:
-    """Further checkpoints, controls, image prompts and the like, by name and hash where their recorded paths lead nowhere."""
+    """Further checkpoints, upscalers, controls, image prompts and the like, by name and hash where their recorded paths
+    lead nowhere."""
 
     def found(value: str, key: str) -> str:
         known = told.others.get(key)
@@ -160,6 +162,11 @@ def _further(told: Told, request: Painting) -> dict[str, Any]:
     for field in _CHECKPOINTS:
         if value := getattr(told.request, field, None):
             changes[field] = found(value, field)
+
+    if isinstance(request, TextToImage) and request.hr_upscaler is not None:
+        changes["hr_upscaler"] = found(request.hr_upscaler, "hr_upscaler")
+    if isinstance(request, ImageToImage) and (tiles := request.sd_upscale) is not None:
+        changes["sd_upscale"] = tiles.model_copy(update={"upscaler": found(tiles.upscaler, "sd_upscale")})
 
     def module(text: str, key: str) -> str:
         row, file = find_module(text)
