@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from sqlalchemy import create_engine, text
 
 from danqing.library.settings import load_settings
 from danqing.metadata.infotext import infotext
@@ -85,6 +88,22 @@ class FakePainter:
         return Finished(index, picture, record, infotext(record))
 
 
+def database(folder: Path) -> str:
+    """The URL of a studio's database: a file in its folder, or where $DANQING_TEST_DATABASE says (PostgreSQL).
+
+    There each folder has a schema of its own.
+    """
+    base = os.environ.get("DANQING_TEST_DATABASE")
+    if base is None:
+        return f"sqlite:///{folder / 'studio.db'}"
+    schema = "studio_" + hashlib.md5(str(folder).encode()).hexdigest()[:16]
+    engine = create_engine(base)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
+    engine.dispose()
+    return f"{base}?options=-csearch_path%3D{schema}"
+
+
 def fake_studio(
     folder: Path,
     *,
@@ -95,7 +114,7 @@ def fake_studio(
 ) -> tuple[Engine, FakePainter]:
     """An engine in `folder` and its painter; close the engine when done."""
     folder.mkdir(parents=True, exist_ok=True)
-    store = Store(url or f"sqlite:///{folder / 'studio.db'}")
+    store = Store(url or database(folder))
     painter = FakePainter(folder, gate)
     settings = load_settings(data_dir=folder)
 

@@ -298,3 +298,12 @@ def test_adapters_with_what_their_files_say(client: TestClient, engine: Engine) 
     assert good["problem"] == ""
     assert torn["problem"]
     assert client.get("/api/v1/adapters", params={"kind": "embedding"}).json() == []
+
+
+def test_text_that_databases_do_not_hold(client: TestClient) -> None:
+    job, (picture,) = painted(client, prompt="a\0b")
+    assert job["request"]["prompt"] == "a\0b"
+    assert picture["prompt"] == "a\ufffdb"
+    for field in ("words", "model", "tag", "kind"):
+        assert client.get("/api/v1/pictures", params={field: "\0"}).status_code == 200
+    assert client.patch(f"/api/v1/pictures/{picture['id']}", json={"tags": ["\0"]}).json()["tags"] == ["\ufffd"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.events import Event
 from danqing.serve.store import Store
 from danqing.serve.work import Comparison, Enlarge
-from studio import STEPS, FakePainter, fake_studio
+from studio import STEPS, FakePainter, database, fake_studio
 
 
 @pytest.fixture
@@ -475,3 +476,14 @@ def test_a_folder_that_cannot_be_opened_is_not_waited_for(tmp_path: Path, monkey
 
     monkeypatch.setattr("danqing.serve.accept.os.open", refused)
     sync_folder(tmp_path)
+
+
+@pytest.mark.skipif("DANQING_TEST_DATABASE" not in os.environ, reason="needs PostgreSQL")
+def test_one_database_has_one_studio(tmp_path: Path) -> None:
+    url = database(tmp_path / "one")
+    engine, _ = fake_studio(tmp_path / "one", url=url)
+    with pytest.raises(DanqingError, match="another studio"):
+        fake_studio(tmp_path / "other", url=url)
+    engine.close()
+    again, _ = fake_studio(tmp_path / "other", url=url)
+    again.close()

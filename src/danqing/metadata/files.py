@@ -34,6 +34,8 @@ LOSSY: tuple[str, ...] = ("JPEG", "AVIF")
 RECORD_KEY = "danqing"
 """The PNG text chunk that holds Danqing's own JSON record; elsewhere EXIF's MakerNote, which begins with this word."""
 _RECORD_MARK = RECORD_KEY.encode() + b"\0"
+_PNG_LEVEL = 4
+"""As ComfyUI's: half the time of zlib's own 6, for pictures a few hundredths larger."""
 MAX_TEXT = 8 << 20
 """Characters of metadata that are read of a file; the largest workflows have a tenth of it."""
 
@@ -89,7 +91,7 @@ def save(
             chunks.add_text("parameters", infotext)
         if record is not None:
             chunks.add_text(RECORD_KEY, record)
-        options = {"pnginfo": chunks}
+        options = {"pnginfo": chunks, "compress_level": _PNG_LEVEL}
     else:
         options = {"lossless": True} if lossless and kind not in LOSSY else {"quality": quality}
         if infotext is not None or record is not None:

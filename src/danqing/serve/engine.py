@@ -397,13 +397,14 @@ class Engine:
         return not waiting
 
     def _one(self, job: Job) -> None:
+        have = {picture.index for picture in self.store.pictures(job.id)}
         with self._bell:
-            self._have = len(self.store.pictures(job.id)) + len(job.skipped)
+            self._have = len(have) + len(job.skipped)
             self._began_share = _share(job, None, self._have)
         self._emit("started", job.id)
         notes = list(job.notes)
         try:
-            state, error = self._painted(job, notes)
+            state, error = self._painted(job, have, notes)
         except DanqingError as problem:
             state, error = "failed", str(problem)
         except MemoryError:
@@ -425,9 +426,10 @@ class Engine:
             self._bell.notify_all()
         self._emit("queued" if state == "queued" else "ended", job.id, state=state, error=error)
 
-    def _painted(self, job: Job, notes: list[str]) -> tuple[State, str | None]:
-        """Paint what is missing of a job; returns the state that it ends in."""
+    def _painted(self, job: Job, have: set[int], notes: list[str]) -> tuple[State, str | None]:
+        """Paint what is missing of a job beside the pictures that it has; returns the state that it ends in."""
         skipped = set(job.skipped)
+        have = have | skipped
 
         def note(line: str) -> None:
             if line not in notes:
@@ -435,7 +437,6 @@ class Engine:
                 self._emit("note", job.id, text=line)
 
         while True:
-            have = {picture.index for picture in self.store.pictures(job.id)} | skipped
             if len(have) >= job.total:
                 return "done", None
             ticks = self._painter()(job, frozenset(have), note)
@@ -460,6 +461,7 @@ class Engine:
             if order != "skip":
                 return _ENDS[order], None
             skipped |= set(range(tick.first, tick.first + tick.count)) - have
+            have |= skipped
             self.store.record(job.id, skipped=sorted(skipped))
 
     def _painter(self) -> Paint:

@@ -54,8 +54,8 @@ OPEN: tuple[State, ...] = ("queued", "running")
 ATTEMPTS = 10
 """So often a job is begun without a picture before it is given up."""
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")
-_STUDIO = 0x64616E71696E67
-"""PostgreSQL's number for the lock that one studio has on a database."""
+_STUDIO = 0x64616E71
+"""PostgreSQL's number for the lock that one studio has on a database, or on one schema of it."""
 _WORD_INDEX = "CREATE INDEX IF NOT EXISTS words_index ON words USING gin (CAST(text AS tsvector))"
 
 
@@ -198,6 +198,7 @@ class Store:
         try:
             self.engine = create_engine(url)
             self._reader = self.engine.execution_options(reads=True)
+            self._lax = self.engine.execution_options(lax=True)
             self._lite = self.engine.dialect.name == "sqlite"
             # SQLite has one writer at a time, and whoever meets another sleeps up to a tenth of a second
             self._turn: AbstractContextManager[Any] = threading.Lock() if self._lite else nullcontext()
@@ -231,14 +232,16 @@ class Store:
         if self._lite:
             return
         self._hold = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if not self._hold.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _STUDIO}):
+        if not self._hold.scalar(
+            text("SELECT pg_try_advisory_lock(:key, hashtext(current_schema()))"), {"key": _STUDIO}
+        ):
             self._hold.close()
             raise DanqingError("database: another studio works on it; end that one, or give another --database")
 
     @contextmanager
-    def _changing(self) -> Iterator[Connection]:
-        """A transaction that writes."""
-        with self._turn, self.engine.begin() as connection:
+    def _changing(self, lasting: bool = True) -> Iterator[Connection]:
+        """A transaction that writes. One that is not `lasting` may be undone where the power fails, and only there."""
+        with self._turn, (self.engine if lasting else self._lax).begin() as connection:
             yield connection
 
     # jobs
@@ -323,7 +326,7 @@ class Store:
 
     def start_next(self) -> Job | None:
         """Take the first job of the queue: it is running from now on."""
-        with self._changing() as connection:
+        with self._changing(lasting=False) as connection:
             first = select(JOBS.c.id).where(JOBS.c.state == "queued").order_by(*_queue_order()).limit(1)
             identity = connection.scalar(first)
             if identity is None:
@@ -333,7 +336,7 @@ class Store:
 
     def start_alike(self, first: Job, most: int) -> tuple[Job, ...]:
         """Take at most so many more jobs of its priority that may share a run with `first`: they are running, too."""
-        with self._changing() as connection:
+        with self._changing(lasting=False) as connection:
             share = select(JOBS.c.share).where(JOBS.c.id == first.id).scalar_subquery()
             alike = select(JOBS.c.id).where(
                 JOBS.c.state == "queued", JOBS.c.share == share, JOBS.c.priority == first.priority
@@ -521,7 +524,7 @@ class Store:
     def options(self) -> dict[str, Any]:
         """What `set_options` was told."""
         with self._reader.begin() as connection:
-            return {key: json.loads(value) for key, value in connection.execute(select(OPTIONS)).tuples()}
+            return {row.key: json.loads(row.value) for row in connection.execute(select(OPTIONS))}
 
     def set_options(self, values: Mapping[str, Any]) -> None:
         """Keep these values, of JSON's types; others stay. None takes one out."""
@@ -634,8 +637,8 @@ def _stored(connection: Connection, query: Select[Any]) -> tuple[Stored, ...]:
     tags: dict[int, list[str]] = {row.number: [] for row in rows}
     if rows:
         named = select(TAGS).where(TAGS.c.picture.in_(tags)).order_by(TAGS.c.tag)
-        for picture, tag in connection.execute(named).tuples():
-            tags[picture].append(tag)
+        for row in connection.execute(named):
+            tags[row.picture].append(row.tag)
     return tuple(_as_stored(row, tags[row.number]) for row in rows)
 
 
@@ -661,16 +664,19 @@ def _add_picture(connection: Connection, job: str | None, new: NewPicture, lite:
     except IntegrityError as error:
         raise DanqingError(f"{new.path}: cannot enter the gallery: {_first_line(error)}") from None
     assert key is not None
-    _index_words(connection, key[0], lite)
+    _add_words(connection, key[0], f"{new.prompt} {new.model}", lite)
     return int(key[0])
 
 
 def _index_words(connection: Connection, number: int, lite: bool) -> None:
     row = connection.execute(select(PICTURES).where(PICTURES.c.number == number)).one()
     tags = connection.scalars(select(TAGS.c.tag).where(TAGS.c.picture == number)).all()
-    words = spaced(" ".join([row.prompt, row.model, *tags]))
-    if not lite:
-        words = vector(words)
     key = "rowid" if lite else "picture"
     connection.execute(text(f"DELETE FROM words WHERE {key} = :n"), {"n": number})
-    connection.execute(text(f"INSERT INTO words ({key}, text) VALUES (:n, :text)"), {"n": number, "text": words})
+    _add_words(connection, number, " ".join([row.prompt, row.model, *tags]), lite)
+
+
+def _add_words(connection: Connection, number: int, words: str, lite: bool) -> None:
+    plain = spaced(words)
+    values = {"n": number, "text": plain if lite else vector(plain)}
+    connection.execute(text(f"INSERT INTO words ({'rowid' if lite else 'picture'}, text) VALUES (:n, :text)"), values)

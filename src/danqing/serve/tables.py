@@ -121,5 +121,10 @@ def prepare_sqlite(connection: Any, _: Any) -> None:
 
 def begin(connection: Connection) -> None:
     # one that reads first and writes later could meet another one's lock, and fail without waiting
-    reads = connection.get_execution_options().get("reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if options.get("reads", False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # NORMAL does not wait for the disk: after a power failure that change may be gone, and nothing else
+    connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if options.get('lax', False) else 'FULL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
