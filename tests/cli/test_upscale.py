@@ -11,7 +11,9 @@ from PIL import Image, PngImagePlugin
 from danqing.checkpoints.hashes import sha256
 from danqing.metadata.files import read_picture
 from danqing.metadata.read import tell
+from danqing.pipeline.extras import postprocessed
 from danqing.request_parts import Reference
+from danqing.requests import Upscale
 from spandrels import import_spandrel
 
 
@@ -51,6 +53,33 @@ def test_a_picture_by_scale_keeps_its_infotext(run, picture: Path, tmp_path: Pat
         assert big.text["parameters"] == (
             "a castle\nSteps: 20, Sampler: Euler, Seed: 7, Postprocess upscale by: 2.5, Postprocess upscaler: Lanczos"
         )
+
+
+def test_what_was_done_is_told_in_automatic1111s_words(picture: Path) -> None:
+    image = Image.open(picture)
+    asked = Upscale(
+        upscaler="/models/4x-UltraSharp.pth", width=80, height=80, upscaler_2="Nearest", upscaler_2_visibility=0.25,
+        face_restorer="codeformer-v0.1.0", face_visibility=0.5, fidelity=0.2,
+    )  # fmt: skip
+    assert postprocessed({}, asked, image, image.resize((80, 80))) == (
+        "Postprocess upscale to: 80x80, Postprocess crop to: 80x80, Postprocess upscaler: 4x-UltraSharp.pth, "
+        "Postprocess upscaler 2: Nearest, Postprocess upscaler 2 visibility: 0.25, "
+        "CodeFormer visibility: 0.5, CodeFormer weight: 0.2"
+    )
+    for name, told in (("GFPGANv1.4.pth", "GFPGAN visibility: 1"), ("RestoreFormer", "Face restorer visibility: 1")):
+        assert told in postprocessed({"parameters": "a"}, Upscale(face_restorer=name), image, image.resize((80, 60)))
+
+
+def test_the_settings_say_the_format(run, picture: Path) -> None:
+    run("config", "output_format", "webp")
+    run("config", "picture_lossless", "false")
+    assert run("upscale", picture, "-o", "out").out.strip() == "wrote out/castle.webp"
+    small = Path("out/castle.webp").stat().st_size
+    run("config", "picture_lossless", "true")
+    assert run("upscale", picture, "-o", "out").out.strip() == "wrote out/castle-2.webp"
+    with Image.open("out/castle-2.webp") as large, Image.open("out/castle.webp") as lossy:
+        assert large.size == lossy.size == (80, 60)
+    assert Path("out/castle-2.webp").stat().st_size != small
 
 
 def test_without_metadata_nothing_is_told(run, picture: Path) -> None:
@@ -111,6 +140,7 @@ def test_half_of_each_upscaler_shows(run, network: Path, tmp_path: Path) -> None
         (["--size", "8"], "no size"),
         (["--scale", "64", "--upscaler-2-visibility", "3"], "upscaler_2_visibility"),
         (["--face-restorer", "gfpgan"], "gfpgan"),
+        (["-o", "[date]/[seed].png"], "patterns name painted pictures"),
     ],
 )
 def test_mistakes_are_one_line(run, picture: Path, options: list[str], words: str) -> None:

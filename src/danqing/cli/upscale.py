@@ -66,6 +66,7 @@ def upscale(
     from danqing.library.settings import load_settings
     from danqing.metadata.files import free_name
     from danqing.pipeline.extras import enhance_file, enhancer, pictures_in
+    from danqing.pipeline.naming import is_pattern
     from danqing.pipeline.outputs import check_output, names_picture, parse_size
     from danqing.requests import read
 
@@ -76,6 +77,8 @@ def upscale(
         given |= parse_size(size)
     request = read(Upscale, given)
     settings = load_settings()
+    if output is not None and is_pattern(str(output)):
+        raise DanqingError(f"{output}: patterns name painted pictures; give --output a name or a folder")
     check_output(output, settings)
     sources = pictures_in(pictures)
     one = output if output is not None and names_picture(output) else None
@@ -88,7 +91,7 @@ def upscale(
         whole = bar.add_task("pictures", total=len(sources))
         part = bar.add_task("tiles", total=None)
         for source in sources:
-            target = one or (output or settings.output_folder) / f"{source.stem}.png"
+            target = one or (output or settings.output_folder) / f"{source.stem}.{settings.output_format}"
             target = target if overwrite else free_name(target)
             try:
                 enhance_file(
@@ -98,6 +101,8 @@ def upscale(
                     request,
                     lambda done, total: bar.update(part, completed=done, total=total),
                     with_metadata,
+                    quality=settings.picture_quality,
+                    lossless=settings.picture_lossless,
                 )
                 typer.echo(f"wrote {target}")
             except DanqingError as error:

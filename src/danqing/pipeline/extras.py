@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from PIL import Image, ImageOps
 
 from danqing.errors import DanqingError
 from danqing.library.settings import Settings
 from danqing.metadata.files import SUFFIXES, read_picture, save
+from danqing.metadata.infotext import quote
 from danqing.pipeline.faces import Detector, Restorer, load_face_detector, load_restorer, restore_faces
 from danqing.pipeline.models import Say, print_note
 from danqing.pipeline.upscale import Shown, blended, centre_crop, covering, load_upscaler, target_size, upscale
@@ -108,18 +109,52 @@ def pictures_in(sources: Iterable[Path]) -> list[Path]:
 
 
 def postprocessed(texts: Mapping[str, str], request: Upscale, before: Image.Image, after: Image.Image) -> str:
-    """The infotext of a picture that was made larger: its own, with AUTOMATIC1111's two words on what was done since."""
-    done = f"Postprocess upscale by: {after.width / before.width:g}, Postprocess upscaler: {request.upscaler}"
+    """The infotext of a picture that was made larger: its own, with AUTOMATIC1111's words on what was done since (its
+    scripts/postprocessing_upscale.py, _gfpgan.py, _codeformer.py); what it has no words for follows."""
+    done: dict[str, object] = {}
+    if request.width and request.height:
+        done["Postprocess upscale to"] = f"{request.width}x{request.height}"
+        if request.crop:
+            done["Postprocess crop to"] = f"{after.width}x{after.height}"
+    else:
+        done["Postprocess upscale by"] = f"{after.width / before.width:g}"
+    done["Postprocess upscaler"] = _bare(request.upscaler)
+    if request.upscaler_2 is not None and request.upscaler_2_visibility:
+        done["Postprocess upscaler 2"] = _bare(request.upscaler_2)
+        done["Postprocess upscaler 2 visibility"] = request.upscaler_2_visibility
+    if request.face_restorer is not None and request.face_visibility:
+        name = _bare(request.face_restorer)
+        former = "codeformer" in name.lower()
+        known = "CodeFormer" if former else "GFPGAN" if "gfpgan" in name.lower() else None
+        done[f"{known or 'Face restorer'} visibility"] = round(request.face_visibility, 3)
+        if former:
+            done["CodeFormer weight"] = request.fidelity
+        if known is None:
+            done["Face restorer"] = name
+    new = ", ".join(f"{key}: {quote(value)}" for key, value in done.items())
     old = texts.get("parameters", "").rstrip()
-    return f"{old}, {done}" if old else done
+    return f"{old}, {new}" if old else new
+
+
+def _bare(name: str) -> str:
+    """A file's name, or a name as it is."""
+    return PurePath(name.replace("\\", "/")).name
 
 
 def enhance_file(
-    source: Path, target: Path, enhance: Enhance, request: Upscale, shown: Shown, metadata: bool = True
+    source: Path,
+    target: Path,
+    enhance: Enhance,
+    request: Upscale,
+    shown: Shown,
+    metadata: bool = True,
+    *,
+    quality: int = 95,
+    lossless: bool = True,
 ) -> None:
-    """Read `source`, write what `enhance` makes of it to `target`, turned upright.
+    """Read `source`, write what `enhance` makes of it to `target`, turned upright; `quality` and `lossless` as for `save`.
 
-    With `metadata` it keeps its infotext, with AUTOMATIC1111's two words on what was done since. Danqing's own record
+    With `metadata` it keeps its infotext, with AUTOMATIC1111's words on what was done since. Danqing's own record
     is not kept: the pixels are no longer those that it paints. Raises DanqingError.
     """
     opened = read_picture(source)
@@ -128,4 +163,4 @@ def enhance_file(
     text = postprocessed(opened.texts, request, upright, image) if metadata else None
     if target.suffix.lower() in (".jpg", ".jpeg") and "A" in image.mode:
         raise DanqingError(f"{target}: JPEG has no transparency, but the picture has; write a .png or .webp")
-    save(image, target, text, None)
+    save(image, target, text, None, quality=quality, lossless=lossless)
