@@ -16,7 +16,7 @@ from danqing.adapters.annotators import load_network
 from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.metadata.infotext import infotext, read_infotext
-from danqing.models.controlnet import from_unet
+from danqing.models.controlnet import ControlNet, ControlNetConfig, from_unet
 from danqing.models.line_art import LineArt
 from danqing.pipeline.controls import module_files
 from danqing.pipeline.replay import replay
@@ -87,6 +87,24 @@ def test_it_is_painted_again_from_its_record(tiny: Model, network: Path, tmp_pat
     Path("photo.png").unlink()
     with pytest.raises(DanqingError, match="a control's image"):
         replay("out.png", tiny, say=lambda line: None)
+
+
+def test_a_union_network_is_told_what_the_module_makes(tiny: Model, network: Path) -> None:
+    union = ControlNet(ControlNetConfig(tiny.family.denoiser, tasks=8, task_width=32))
+    generator = torch.Generator().manual_seed(2)
+    state = {key: 0.1 * torch.randn(tensor.shape, generator=generator) for key, tensor in union.state_dict().items()}
+    save_file(state, "union.safetensors")
+    request = TextToImage(prompt="a cat", **QUICK)
+    told, other, unset = (
+        painted(
+            tiny, request, controls=[{"model": "union.safetensors", "image": "photo.png", "module": "canny"} | more]
+        )
+        for more in ({"union_control_type": 3}, {"union_control_type": 0}, {})
+    )
+    assert apart(told, other) > 0
+    assert apart(told, unset) == 0
+    with pytest.raises(DanqingError, match=r"is a union network.*; give union_control_type: 0 dw openpose, 1 depth"):
+        painted(tiny, request, controls="union.safetensors,photo.png,none")
 
 
 def test_over_a_picture_it_is_shown_that_picture(tiny: Model, network: Path) -> None:

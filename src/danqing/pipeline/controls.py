@@ -18,6 +18,7 @@ from danqing.families import Model
 from danqing.library.names import find, known
 from danqing.library.settings import Settings, load_settings
 from danqing.metadata.pixels import pixels_sha256
+from danqing.models.controlnet import ControlNet
 from danqing.pipeline.images import fit
 from danqing.pipeline.run import Networks, Studio
 from danqing.request_parts import ControlMode, ControlUnit
@@ -31,6 +32,17 @@ MODES: Mapping[ControlMode, Mode] = {
     "guess mode": "guess",
 }
 RESIZES: Mapping[str, Resize] = {"just resize": "stretch", "crop and resize": "crop", "resize and fill": "fill"}
+UNION: Mapping[str, int] = {
+    **dict.fromkeys(("openpose", "dw openpose"), 0),
+    "depth": 1,
+    **dict.fromkeys(("soft edge", "scribble"), 2),
+    **dict.fromkeys(("canny", "line art", "mlsd"), 3),
+    "normal": 4,
+    "segmentation": 5,
+    "tile": 6,
+    "inpaint": 7,
+}
+"""What a module makes, as xinsir's ControlNet union networks number it; by the beginning of the module's name."""
 INPAINT = "inpaint"
 """The one module that is shown a mask besides the picture."""
 
@@ -139,7 +151,6 @@ def _unit(index: int, asked: ControlUnit, network: Network, request: Painting, s
         hint = inpaint_hint(picture, mask.convert("L").resize(picture.size, Image.Resampling.NEAREST))
     else:
         hint = to_hint(_preprocessed(index, asked, picture, request, studio))
-    tasks = () if asked.union_control_type is None else (asked.union_control_type,)
     return Unit(
         network,
         (hint,),
@@ -148,8 +159,28 @@ def _unit(index: int, asked: ControlUnit, network: Network, request: Painting, s
         end=asked.guidance_end,
         mode=MODES[asked.control_mode],
         resize=RESIZES[asked.resize_mode],
-        tasks=tasks,
+        tasks=_tasks(asked, network),
     )
+
+
+def _tasks(asked: ControlUnit, network: Network) -> tuple[int, ...]:
+    """The number of the picture's kind: the one that is given; else, for a union network, the one that the module makes.
+
+    Raises DanqingError where nothing tells it.
+    """
+    if asked.union_control_type is not None:
+        return (asked.union_control_type,)
+    if not isinstance(network, ControlNet) or not network.control.tasks:
+        return ()
+    module = find_module(asked.module)[0]
+    kind = next((kind for name, kind in UNION.items() if module is not None and module.name.startswith(name)), None)
+    if kind is None:
+        kinds = ", ".join(f"{kind} {name}" for kind, name in {kind: name for name, kind in UNION.items()}.items())
+        raise DanqingError(
+            f"controls: '{asked.model}' is a union network, which is told what kind of picture it is shown; give "
+            f"union_control_type: {kinds}"
+        )
+    return (kind,)
 
 
 def _is_inpaint(module: str) -> bool:
