@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from danqing.adapters.apply import BLOCKS, PRESETS, Use, apply, block_weights
 from danqing.adapters.keys import layers_of, split
@@ -284,49 +287,116 @@ def test_the_model_is_left_as_it_is_and_all_else_is_shared(model: Model, tmp_pat
     assert first.autoencoder is model.autoencoder
 
 
-def kinds(shape: tuple[int, ...]) -> dict[str, dict[str, Tensor]]:
-    """One set of parts for each algorithm, for a linear layer."""
-    o, i = shape
-    wide = {f"hada_w{n}_{side}": random(*size) for n in (1, 2) for side, size in (("a", (o, 2)), ("b", (2, i)))}
-    return {
-        "lora": lora(shape),
-        "dora": lora(shape) | {"dora_scale": random(o, 1).abs()},
-        "loha": wide,
-        "lokr": {"lokr_w1": random(4, 4), "lokr_w2": random(o // 4, i // 4)},
-        "glora": {
-            "a1.weight": random(i, 2),
-            "a2.weight": random(2, i),
-            "b1.weight": random(o, 2),
-            "b2.weight": random(2, i),
-        },
-        "ia3": {"weight": random(o), "on_input": torch.tensor(0)},
-        "oft": {"oft_blocks": random(8, 8, 8)},
-        "boft": {"oft_blocks": random(2, 8, 8, 8)},
-        "full": {"diff": random(o, i)},
+def kinds(model: Model) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """Layers and parts of one file for each kind; those of convolutions and norm layers besides."""
+    linear, conv, norm = (tuple(weight_of(model, layer).shape) for layer in (QUERY, CONV, NORM))
+    o, i = linear
+    flat = conv[1] * conv[2] * conv[3]
+
+    def factors(columns: int, seed: int = 0) -> dict[str, Tensor]:
+        sizes = {"a": (o, 2), "b": (2, columns)}
+        return {f"hada_w{n}_{side}": random(*size, seed=seed + n) for n in (1, 2) for side, size in sizes.items()}
+
+    tucker = {
+        "lora_down.weight": random(3, conv[1], 1, 1),
+        "lora_mid.weight": random(3, 3, 3, 3, seed=1),
+        "lora_up.weight": random(conv[0], 3, 1, 1, seed=2),
     }
+    glora = {
+        "a1.weight": random(i, 2),
+        "a2.weight": random(2, i),
+        "b1.weight": random(o, 2),
+        "b2.weight": random(2, i),
+    }
+    return {
+        "LoRA": {QUERY: lora(linear), TEXT: lora(tuple(weight_of(model, TEXT).shape), seed=5)},
+        "LoCon": {QUERY: lora(linear, seed=7), CONV: lora(conv)},
+        "LoCon, Tucker": {CONV: tucker},
+        "DoRA": {QUERY: lora(linear) | {"dora_scale": random(o, 1).abs()}},
+        "LoHa": {QUERY: factors(i), CONV: factors(flat, 2)},
+        "LoKr": {
+            QUERY: {"lokr_w1": random(4, 4), "lokr_w2": random(o // 4, i // 4)},
+            CONV: {"lokr_w1": random(4, 2), "lokr_w2": random(conv[0] // 4, conv[1] // 2, 3, 3)},
+        },
+        "GLoRA": {QUERY: glora},
+        "(IA)^3": {
+            QUERY: {"weight": random(o), "on_input": torch.tensor(0)},
+            CONV: {"weight": random(conv[1]), "on_input": torch.tensor(1)},
+        },
+        "OFT": {QUERY: {"oft_blocks": random(8, 8, 8)}},
+        "BOFT": {QUERY: {"oft_blocks": random(2, 8, 8, 8)}},
+        "full difference": {CONV: {"diff": random(*conv), "diff_b": random(conv[0])}},
+        "norm layers": {NORM: {"w_norm": random(*norm), "b_norm": random(*norm, seed=1)}},
+    }
+
+
+def touched(model: Model) -> list[Tensor]:
+    """Every parameter that any of `kinds` changes."""
+    named = ((QUERY, "weight"), (CONV, "weight"), (CONV, "bias"), (NORM, "weight"), (NORM, "bias"), (TEXT, "weight"))
+    return [weight_of(model, layer, parameter) for layer, parameter in named]
 
 
 def test_every_pair_of_kinds_is_taken_off_without_a_trace(model: Model, tmp_path: Path) -> None:
     """A on, B on, B off, A off, A on again: the same bits each time, and the base's own never change."""
-    base = weight_of(model, QUERY)
-    before = base.clone()
+    before = [tensor.clone() for tensor in touched(model)]
     adapters = {
-        name: read(write(tmp_path / f"{name}.safetensors", keyed({QUERY: parts})), TINY)
-        for name, parts in kinds(tuple(base.shape)).items()
+        name: read(write(tmp_path / f"{number}.safetensors", keyed(layers)), TINY)
+        for number, (name, layers) in enumerate(kinds(model).items())
     }
-    alone = {name: weight_of(apply(model, [Use(adapter)]), QUERY) for name, adapter in adapters.items()}
+    assert all(adapter.matched == adapter.layers and not adapter.notes for adapter in adapters.values())
+
+    def same(one: Model, tensors: list[Tensor]) -> bool:
+        return all(map(torch.equal, touched(one), tensors))
+
+    alone = {name: apply(model, [Use(adapter)]) for name, adapter in adapters.items()}
+    bits = {name: [tensor.clone() for tensor in touched(one)] for name, one in alone.items()}
     for first, one_use in adapters.items():
-        for second, other_use in adapters.items():
-            under = apply(model, [Use(one_use)])
-            over = apply(under, [Use(other_use)])
-            assert torch.equal(weight_of(under, QUERY), alone[first])
-            assert not torch.equal(weight_of(over, QUERY), alone[first])
-            together = apply(model, [Use(one_use), Use(other_use)])
-            assert torch.equal(
-                weight_of(together, QUERY), weight_of(over, QUERY)
-            )  # in float32 nothing is rounded between
-            assert torch.equal(weight_of(apply(model, [Use(adapters[second])]), QUERY), alone[second])
-            assert torch.equal(base, before)
+        for other_use in adapters.values():
+            over = apply(alone[first], [Use(other_use)])
+            assert not same(over, bits[first])
+            assert same(alone[first], bits[first])
+            # in float32 nothing is rounded between
+            assert same(apply(model, [Use(one_use), Use(other_use)]), touched(over))
+    for name, adapter in adapters.items():
+        assert not same(model, bits[name])
+        assert same(apply(model, [Use(adapter)]), bits[name])
+    assert same(model, before)
+
+
+class Watched(TorchDispatchMode):
+    """Notes every operation with the shapes, strides and types of what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
+        self.seen.append((str(func), [(each.shape, each.stride(), each.dtype) for each in given]))
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_model_has_the_same_graph_types_and_strides(dtype: torch.dtype, tmp_path: Path) -> None:
+    base = tiny_model(torch.device("cpu"), dtype)
+    base.denoiser.to(memory_format=torch.channels_last)
+    uses = [
+        Use(read(write(tmp_path / f"{number}.safetensors", keyed(layers)), TINY))
+        for number, layers in enumerate(kinds(base).values())
+    ]
+    merged = apply(base, uses)
+    assert [type(module) for module in merged.denoiser.modules()] == [
+        type(module) for module in base.denoiser.modules()
+    ]
+    traces = []
+    for net in (base.denoiser, merged.denoiser):
+        described = [(name, p.shape, p.stride(), p.dtype, p.requires_grad) for name, p in net.named_parameters()]
+        with Watched() as watched:
+            net(random(1, 4, 8, 8).to(dtype), torch.tensor([10.0]), random(1, 77, 64).to(dtype))
+        traces.append((described, watched.seen))
+    assert len(traces[0][1]) > 100
+    assert traces[0] == traces[1]
 
 
 def test_text_encoder_and_unet_have_their_own_strength(model: Model, tmp_path: Path) -> None:

@@ -117,6 +117,15 @@ def test_steps_blocks_and_what_has_no_effect() -> None:
             wanted(tags(text, TextToImage())[0], 20, said.append)
 
 
+def test_a_strength_that_changes_from_step_to_step_is_the_tag_again(tiny: Model, folder: Path) -> None:
+    ink = read(folder / "ink.safetensors", tiny.family)
+    changing = painted(tiny, "a cat <lora:ink:1:0.2:stop=1> <lora:ink:0:0.8:start=1:stop=2> <lora:ink:0:-0.5:start=2>")
+    uses = [(Use(ink, 1, 0.2), between(0, 1)), (Use(ink, 0, 0.8), between(1, 2)), (Use(ink, 0, -0.5), between(2, 9))]
+    assert np.array_equal(pixels(changing), pixels(painted(scheduled(tiny, uses, 3), "a cat  ")))
+    assert list(changing.record.others) == ["lora:ink"]
+    assert not np.array_equal(pixels(changing), pixels(painted(tiny, "a cat <lora:ink:1:0.2>")))
+
+
 def test_tags_elsewhere_are_left_out_and_said(tiny: Model, folder: Path) -> None:
     said: list[str] = []
     picture = painted(tiny, "a cat", said, negative_prompt="<lora:ink:1>")
