@@ -560,6 +560,19 @@ class Upscale(BaseModel):
         return self
 
 
+class Enlarged(BaseModel):
+    """What was done to a picture after it was painted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    request: Upscale
+    before: tuple[int, int]
+    """Width and height of the picture that went in."""
+    after: tuple[int, int]
+    files: Mapping[str, Reference] = Field(default_factory=dict)
+    """Networks that took part, by the request's field: `upscaler`, `face_restorer` ..."""
+
+
 class Platform(BaseModel):
     """What a picture was computed on: another one may round otherwise."""
 
@@ -601,7 +614,10 @@ class ResolvedRequest(BaseModel):
     numerics: int = NUMERICS
     platform: Platform | None = None
     pixels: str | None = None
-    """Hash of the painted pixels (`metadata.pixels.pixels_sha256`), as soon as they are painted."""
+    """Hash of the painted pixels (`metadata.pixels.pixels_sha256`), as soon as they are painted; of the enlarged ones where
+    they were enlarged."""
+    enlarged: tuple[Enlarged, ...] = ()
+    """What was done to the picture after that, in order."""
 
     @model_validator(mode="before")
     @classmethod

@@ -11,14 +11,17 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from danqing.checkpoints.hashes import sha256
 from danqing.checkpoints.save import save
 from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.metadata.read import read_record
+from danqing.pipeline.extras import enhance_file, enhancer
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.pipeline.replay import replay
-from danqing.requests import ImageToImage, Inpaint, Outpaint, Platform, TextToImage
+from danqing.request_parts import Reference
+from danqing.requests import ImageToImage, Inpaint, Outpaint, Platform, TextToImage, Upscale
 from spandrels import import_spandrel
 
 FIELDS = {"steps": 2, "width": 64, "height": 64, "seed": 3}
@@ -223,3 +226,51 @@ def test_an_upscaler_is_found_by_its_hash(tiny: Model, tmp_path: Path) -> None:
     network.rename(folder / "tiny4x.pth")
     for path in files:
         assert replay(path, tiny, say=quiet).identical
+
+
+def test_an_enlarged_picture_is_painted_and_enlarged_again(
+    picture: Picture, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_spandrel()
+    from spandrel.architectures.ESRGAN import ESRGAN
+
+    def network(seed: int) -> Path:
+        torch.manual_seed(seed)
+        torch.save({"params_ema": ESRGAN(num_blocks=1, num_filters=8).state_dict()}, tmp_path / "tiny4x.pth")
+        return tmp_path / "tiny4x.pth"
+
+    with torch.random.fork_rng(devices=[]):
+        path = network(1)
+    small = picture.save(tmp_path / "small.png")
+    asked = Upscale(upscaler=str(path), scale=1.5, upscaler_2="Nearest", upscaler_2_visibility=0.25)
+    enhance_file(small, tmp_path / "large.png", enhancer(asked), asked, lambda done, total: None)
+    again = Upscale(width=50, height=40)
+    enhance_file(tmp_path / "large.png", tmp_path / "third.png", enhancer(again), again, lambda done, total: None)
+    record = read_record(Image.open(tmp_path / "third.png").text["danqing"])
+    assert [step.request for step in record.enlarged] == [asked, again]
+    assert record.enlarged[0].files == {"upscaler": Reference(name="tiny4x.pth", sha256=sha256(path))}
+    assert (record.enlarged[0].before, record.enlarged[1].after) == ((64, 64), (50, 40))
+    assert record.request == picture.record.request
+    for name in ("large.png", "third.png"):
+        repeated = replay(tmp_path / name, tiny, say=quiet)
+        assert (repeated.identical, repeated.differences) == (True, ())
+        repeated.picture.save(tmp_path / "saved.png")
+        assert Image.open(tmp_path / "saved.png").text == Image.open(tmp_path / name).text
+    path.unlink()
+    with pytest.raises(DanqingError, match="tiny4x"):
+        replay(tmp_path / "large.png", tiny, say=quiet)
+    with torch.random.fork_rng(devices=[]):
+        network(2)
+    other = replay(tmp_path / "large.png", tiny, say=quiet)
+    assert other.identical is False
+    assert any(line.startswith("upscaler: was tiny4x.pth [") for line in other.differences)
+    Image.new("RGB", (64, 64)).save(small, pnginfo=_chunks(small))
+    enhance_file(small, tmp_path / "edited.png", enhancer(again), again, lambda done, total: None)
+    assert "danqing" not in Image.open(tmp_path / "edited.png").text, "nothing paints what was edited"
+
+
+def _chunks(path: Path) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in Image.open(path).text.items():
+        chunks.add_text(key, value)
+    return chunks

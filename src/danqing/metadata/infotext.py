@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from danqing.errors import DanqingError
 from danqing.metadata import network_text
 from danqing.metadata.control_text import KEY, control_pairs, read_controls
+from danqing.metadata.enlarged_text import enlarged_pairs
 from danqing.metadata.told import UNRECORDED, Told, build, load_json, load_object
 from danqing.request_parts import Reference
 from danqing.requests import REQUESTS, ImageToImage, Kind, Masked, Painting, ResolvedRequest, TextToImage
@@ -524,6 +525,8 @@ def infotext(resolved: ResolvedRequest, more: Mapping[str, str] | None = None) -
     pairs = [(entry.key, entry.write(resolved)) for entry in (*ENTRIES, *OWN_ENTRIES)]
     pairs += [*network_text.network_pairs(request), *control_pairs(resolved)]
     pairs += [*(more or {}).items(), ("Version", VERSION + __version__)]
+    for step in resolved.enlarged:  # AUTOMATIC1111 puts it behind all that was there
+        pairs += enlarged_pairs(step.request, step.before, step.after).items()
     line = ", ".join(f"{key}: {quote(value)}" for key, value in pairs if value is not None)
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return f"{request.prompt}{negative}\n{line}".strip()

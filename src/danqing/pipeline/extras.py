@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from danqing.errors import DanqingError
-from danqing.library.settings import Settings
-from danqing.metadata.files import SUFFIXES, read_picture, save
+from danqing.library.names import find
+from danqing.library.settings import Settings, load_settings
+from danqing.metadata.enlarged_text import enlarged_pairs
+from danqing.metadata.files import RECORD_KEY, SUFFIXES, read_picture, save
 from danqing.metadata.infotext import quote
+from danqing.metadata.pixels import pixels_sha256
+from danqing.metadata.read import read_record
 from danqing.pipeline.faces import Detector, Restorer, load_face_detector, load_restorer, restore_faces
-from danqing.pipeline.models import Say, print_note
-from danqing.pipeline.upscale import Shown, blended, centre_crop, covering, load_upscaler, target_size, upscale
-from danqing.requests import Upscale
+from danqing.pipeline.models import Say, hashes_later, print_note
+from danqing.pipeline.upscale import (
+    Shown,
+    blended,
+    centre_crop,
+    covering,
+    load_upscaler,
+    target_size,
+    upscale,
+    upscaler_path,
+)
+from danqing.request_parts import Reference
+from danqing.requests import Enlarged, ResolvedRequest, Upscale
 
 Enhance = Callable[[Image.Image, Shown], Image.Image]
 """(picture, told of tiles) -> the better one."""
@@ -109,36 +123,69 @@ def pictures_in(sources: Iterable[Path]) -> list[Path]:
 
 
 def postprocessed(texts: Mapping[str, str], request: Upscale, before: Image.Image, after: Image.Image) -> str:
-    """The infotext of a picture that was made larger: its own, with AUTOMATIC1111's words on what was done since (its
-    scripts/postprocessing_upscale.py, _gfpgan.py, _codeformer.py); what it has no words for follows."""
-    done: dict[str, object] = {}
-    if request.width and request.height:
-        done["Postprocess upscale to"] = f"{request.width}x{request.height}"
-        if request.crop:
-            done["Postprocess crop to"] = f"{after.width}x{after.height}"
-    else:
-        done["Postprocess upscale by"] = f"{after.width / before.width:g}"
-    done["Postprocess upscaler"] = _bare(request.upscaler)
-    if request.upscaler_2 is not None and request.upscaler_2_visibility:
-        done["Postprocess upscaler 2"] = _bare(request.upscaler_2)
-        done["Postprocess upscaler 2 visibility"] = request.upscaler_2_visibility
-    if request.face_restorer is not None and request.face_visibility:
-        name = _bare(request.face_restorer)
-        former = "codeformer" in name.lower()
-        known = "CodeFormer" if former else "GFPGAN" if "gfpgan" in name.lower() else None
-        done[f"{known or 'Face restorer'} visibility"] = round(request.face_visibility, 3)
-        if former:
-            done["CodeFormer weight"] = request.fidelity
-        if known is None:
-            done["Face restorer"] = name
-    new = ", ".join(f"{key}: {quote(value)}" for key, value in done.items())
+    """The infotext of a picture that was made larger: its own, with AUTOMATIC1111's words on what was done since."""
+    pairs = enlarged_pairs(request, before.size, after.size)
+    new = ", ".join(f"{key}: {quote(value)}" for key, value in pairs.items())
     old = texts.get("parameters", "").rstrip()
     return f"{old}, {new}" if old else new
 
 
-def _bare(name: str) -> str:
-    """A file's name, or a name as it is."""
-    return PurePath(name.replace("\\", "/")).name
+def enlarged_record(
+    texts: Mapping[str, str],
+    request: Upscale,
+    before: Image.Image,
+    after: Image.Image,
+    settings: Settings | None = None,
+) -> ResolvedRequest | None:
+    """The record of a picture that was made larger: Danqing's own of the picture that went in, and what was done since.
+
+    None where that has none, or was edited since it was painted: nothing could be painted again by it.
+    """
+    try:
+        painted = read_record(texts[RECORD_KEY]) if RECORD_KEY in texts else None
+    except DanqingError:
+        painted = None
+    if painted is None or painted.pixels != pixels_sha256(before):
+        return None
+    step = Enlarged(request=request, before=before.size, after=after.size, files=file_references(request, settings))
+    return painted.model_copy(update={"enlarged": (*painted.enlarged, step), "pixels": pixels_sha256(after)})
+
+
+def file_references(request: Upscale, settings: Settings | None = None) -> dict[str, Reference]:
+    """The networks that `request` needs, by its fields: their names and hashes. Raises DanqingError for an unknown one."""
+    settings = settings or load_settings()
+    paths = {"upscaler": upscaler_path(request.upscaler, settings)}
+    if request.upscaler_2 is not None and request.upscaler_2_visibility:
+        paths["upscaler_2"] = upscaler_path(request.upscaler_2, settings)
+    if request.face_restorer is not None:
+        paths["face_restorer"] = find(request.face_restorer, "face_restorer", settings).path
+        paths["face_detector"] = find(request.face_detector, "face_detector", settings).path
+    hashes = hashes_later({name: str(path) for name, path in paths.items() if path is not None})
+    return {
+        name: Reference(name=path.name, sha256=hashes[name].result() if name in hashes else None)
+        for name, path in paths.items()
+        if path is not None
+    }
+
+
+def enlarged_again(
+    image: Image.Image, steps: Sequence[Enlarged], say: Say = print_note
+) -> tuple[Image.Image, tuple[Enlarged, ...]]:
+    """(`image` through what was done to it once more, that with the files of now).
+
+    Raises DanqingError for a network that is not here.
+    """
+    done = []
+    for step in steps:
+        changes = {
+            name: f"{known.name} [{known.sha256}]"
+            for name, known in step.files.items()
+            if known.sha256 and not Path(getattr(step.request, name)).expanduser().exists()
+        }
+        request = step.request.model_copy(update=changes)
+        done.append(step.model_copy(update={"files": file_references(request)}))
+        image = enhancer(request, say=say)(image, lambda done, total: None)
+    return image, tuple(done)
 
 
 def enhance_file(
@@ -154,13 +201,15 @@ def enhance_file(
 ) -> None:
     """Read `source`, write what `enhance` makes of it to `target`, turned upright; `quality` and `lossless` as for `save`.
 
-    With `metadata` it keeps its infotext, with AUTOMATIC1111's words on what was done since. Danqing's own record
-    is not kept: the pixels are no longer those that it paints. Raises DanqingError.
+    With `metadata` it keeps its infotext, with AUTOMATIC1111's words on what was done since, and Danqing's own record
+    likewise (`enlarged_record`). Raises DanqingError.
     """
     opened = read_picture(source)
     upright = ImageOps.exif_transpose(opened.image)
     image = enhance(upright, shown)
     text = postprocessed(opened.texts, request, upright, image) if metadata else None
+    made = enlarged_record(opened.texts, request, upright, image) if metadata else None
+    record = made.model_dump_json(exclude_none=True) if made else None
     if target.suffix.lower() in (".jpg", ".jpeg") and "A" in image.mode:
         raise DanqingError(f"{target}: JPEG has no transparency, but the picture has; write a .png or .webp")
-    save(image, target, text, None, quality=quality, lossless=lossless)
+    save(image, target, text, record, quality=quality, lossless=lossless)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from danqing.metadata.files import PictureFile, read_picture
 from danqing.metadata.pixels import pixels_sha256, rgba_md5
 from danqing.metadata.read import tell
 from danqing.metadata.told import Told
+from danqing.pipeline.extras import enlarged_again
 from danqing.pipeline.images import open_picture
 from danqing.pipeline.models import Say, find_vae, load, print_note
 from danqing.pipeline.paint import paint
 from danqing.pipeline.picture import Picture
 from danqing.request_parts import ImagePrompt, PictureSource, Reference
-from danqing.requests import ImageToImage, Painting, ResolvedRequest, TextToImage
+from danqing.requests import Enlarged, ImageToImage, Painting, ResolvedRequest, TextToImage
 from danqing.runtime.devices import pick_device
 from danqing.vocabulary import find_module
 
@@ -82,9 +83,17 @@ def replay(
 
     pictures = paint(request.model_copy(update={"model": None, "vae": request.vae}), model, say=new)
     picture = min(pictures, key=lambda each: _distance(each.image, file.image))
+    if told.resolved is not None and told.resolved.enlarged:
+        picture = _enlarged(picture, told.resolved.enlarged, say)
     differences = tuple(_differences(told.resolved, picture.record)) if told.resolved else ()
     identical, why = _compare(file, told, picture)
     return Replay(told, picture, identical, () if identical else (*why, *differences))
+
+
+def _enlarged(picture: Picture, steps: Sequence[Enlarged], say: Say) -> Picture:
+    """The painted picture with what was done to it since, by the networks that are here."""
+    image, done = enlarged_again(picture.image, steps, say)
+    return replace(picture, image=image, resolved=picture.resolved.model_copy(update={"enlarged": done}))
 
 
 def _with_pictures(path: Path, told: Told, given: Mapping[str, str | Path]) -> Painting:
@@ -263,6 +272,8 @@ def _differences(before: ResolvedRequest, now: ResolvedRequest) -> Iterator[str]
         yield f"numerics: painted by version {before.numerics} of the arithmetic, now {now.numerics}"
     files = {"checkpoint": (before.checkpoint, now.checkpoint), "vae": (before.vae, now.vae)}
     files |= {field: (before.others.get(field), now.others.get(field)) for field in {**before.others, **now.others}}
+    for was, step in zip(before.enlarged, now.enlarged):
+        files |= {name: (was.files.get(name), step.files.get(name)) for name in {**was.files, **step.files}}
     for field, (old, new) in files.items():
         if _shown(old) != _shown(new):
             yield f"{field}: was {_shown(old)}, now {_shown(new)}"
