@@ -280,7 +280,11 @@ def test_a_plot_by_http(client: TestClient) -> None:
     kinds = [picture["kind"] for picture in client.get(f"/api/v1/jobs/{job['id']}/pictures").json()]
     assert kinds == ["txt2img", "txt2img", "plot"]
     assert client.get("/api/v1/pictures", params={"kind": "plot", "words": "apple"}).json()["total"] == 1
-    for wrong in ({"x": "Stops=3"}, {}, {"kind": "img2img"}, {"kind": []}, {"x": "Steps=1", "matrix": "prompt"}):
+    wrongs: tuple[dict[str, Any], ...] = (
+        *({}, {"x": "Stops=3"}, {"kind": "img2img"}, {"kind": []}),
+        {"x": "Steps=1", "matrix": "prompt"},
+    )
+    for wrong in wrongs:
         answer = client.post("/api/v1/jobs", json={"kind": "plot", "request": {"request": base, **wrong}})
         assert 400 <= answer.status_code < 500, answer.text
 

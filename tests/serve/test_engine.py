@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from sqlalchemy import update
 
 from danqing.errors import DanqingError
 from danqing.requests import ImageToImage, Outpaint, TextToImage, read
@@ -19,6 +20,7 @@ from danqing.serve.accept import Rules, sync_folder
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.events import Event
 from danqing.serve.store import Store
+from danqing.serve.tables import PICTURES
 from danqing.serve.work import Comparison, Enlarge
 from studio import STEPS, FakePainter, database, fake_studio
 
@@ -287,6 +289,20 @@ def test_what_is_deleted_can_come_back_until_it_is_purged(studio: tuple[Engine, 
     assert engine.purge(time.time() + 1) == 1
     assert not engine.path(picture).exists()
     assert engine.pictures(job.id) == ()
+
+
+def test_the_bin_is_emptied_day_by_day(studio: tuple[Engine, FakePainter]) -> None:
+    engine, _ = studio
+    old, new = (engine.wait(engine.submit(TextToImage(prompt=name, seed=1)).id, 5).id for name in "ab")
+    for job, days in ((old, 31), (new, 29)):
+        (picture,) = engine.pictures(job)
+        engine.store.set_picture(picture.id, deleted=True)
+        with engine.store.engine.begin() as connection:
+            there = PICTURES.c.id == picture.id
+            connection.execute(update(PICTURES).where(there).values(deleted=time.time() - days * 86400))
+    engine._purged -= 2 * 86400  # as if the last time were two days ago
+    until(lambda: engine.pictures(old) == ())
+    assert len(engine.pictures(new)) == 1
 
 
 def test_a_store_that_cannot_be_opened_says_so(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,10 @@ def sheet_of(job: Job, layout: Layout, folder: Path, note: Callable[[str], None]
             size = max(int(image.width * scale), 1), max(int(image.height * scale), 1)
             pictures.setdefault(place, []).append(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
     plot = Plot((), layout.columns, layout.rows, layout.sheets, layout.script)
-    image = sheet(plot, pictures, legend=layout.legend, margin=layout.margin, note=note)
+    drawn = sheet(plot, pictures, legend=layout.legend, margin=layout.margin, note=note)
     record = read_picture(files[0][1]).texts.get("danqing")
     text = infotext(read_record(record), layout.script) if record else ""
-    return Finished(index, image, infotext=text)
+    return Finished(index, drawn, infotext=text)
 
 
 def _scale(paths: Sequence[Path]) -> float:
@@ -119,7 +120,7 @@ def _scale(paths: Sequence[Path]) -> float:
     for path in paths:
         with Image.open(path) as image:
             pixels += image.width * image.height
-    return min((MOST_PIXELS / max(pixels, 1)) ** 0.5, 1.0)
+    return min(math.sqrt(MOST_PIXELS / max(pixels, 1)), 1.0)
 
 
 def _plain(labels: Sequence[Label]) -> tuple[str | tuple[tuple[str, bool], ...], ...]:

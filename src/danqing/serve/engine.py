@@ -297,6 +297,8 @@ class Engine:
                 if self._closing:
                     return
             try:
+                if time.monotonic() - self._purged > 86400:
+                    self._purge()
                 self._next()
             except Exception:
                 # the database, say, on a full disk: what was running waits again, and the thread lives on
@@ -561,6 +563,11 @@ class Engine:
                 file.unlink(missing_ok=True)
         for file in (self.folder / "pictures").glob("*/.*.part"):
             file.unlink(missing_ok=True)
+        self._purge()
+
+    def _purge(self) -> None:
+        """Empty the bin of what is in it for long."""
+        self._purged = time.monotonic()
         self.purge(time.time() - _BIN_DAYS * 86400)
 
     def purge(self, before: float) -> int:
