@@ -442,7 +442,7 @@ def test_progress_and_interrupt_and_skip(gated: tuple[Site, threading.Semaphore]
     assert site.client.interrupt() == {}
     gate.release(1000)
     worker.join(10)
-    assert answers[0].info["all_seeds"] == [1]
+    assert answers[0].info["all_seeds"] == [1, 3]  # the third as it was by then
     site.client.util_wait_for_ready(check_interval=0.01)
 
 
@@ -490,17 +490,22 @@ def test_a_task_by_the_name_its_client_gave_it(gated: tuple[Site, threading.Sema
     assert site.get("/internal/ping") == {}
 
 
-def test_interrupted_before_the_first_picture(gated: tuple[Site, threading.Semaphore]) -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_interrupted_in_the_first_picture(gated: tuple[Site, threading.Semaphore], cancelled: bool) -> None:
+    """It is answered as it is by then, as AUTOMATIC1111 does; of a job that was cancelled there is none."""
     site, gate = gated
     answers: list[Any] = []
     worker = threading.Thread(target=lambda: answers.append(site.client.txt2img(prompt="a cat", seed=4)))
     worker.start()
     gate.release(1)
     until(lambda: site.client.get_progress()["state"]["sampling_step"] == 1)
-    site.client.interrupt()
+    if cancelled:
+        site.engine.cancel(site.engine.jobs()[0].id)
+    else:
+        site.client.interrupt()
     gate.release(1000)
     worker.join(10)
-    assert answers[0].images == []
+    assert len(answers[0].images) == (0 if cancelled else 1)
     assert (answers[0].info["prompt"], answers[0].info["seed"]) == ("a cat", 4)
 
 
@@ -516,8 +521,8 @@ def test_a_plot_that_is_interrupted_leaves_the_rest_unpainted(gated: tuple[Site,
     site.client.interrupt()
     gate.release(1000)
     worker.join(10)
-    assert answers[0].info["all_seeds"] == [1]
-    assert len(answers[0].images) == 2
+    assert answers[0].info["all_seeds"] == [1, 2]
+    assert len(answers[0].images) == 3
     assert sorted(job.state for job in site.engine.jobs()) == ["cancelled", "done", "interrupted"]
 
 

@@ -134,8 +134,35 @@ def test_interrupt_keeps_what_is_painted_and_goes_on_with_the_next(
     engine.interrupt()
     gate.release(100)
     assert engine.wait(first.id, 5).state == "interrupted"
-    assert [picture.index for picture in engine.pictures(first.id)] == [0]
+    assert [picture.index for picture in engine.pictures(first.id)] == [0, 1]  # the second as it was by then
     assert engine.wait(second.id, 5).state == "done"
+
+
+def test_what_is_paused_is_interrupted_without_going_on(
+    gated: tuple[Engine, FakePainter, threading.Semaphore],
+) -> None:
+    engine, _, gate = gated
+    job = engine.submit(TextToImage(prompt="a", seed=1, n_iter=3))
+    gate.release(1)
+    until(lambda: engine.progress().step == 1)
+    engine.pause()
+    engine.interrupt()
+    gate.release(1)  # of the step that has begun
+    assert engine.wait(job.id, 5).state == "interrupted"
+    assert [picture.index for picture in engine.pictures(job.id)] == [0]
+
+
+def test_a_job_that_waits_is_interrupted_too(gated: tuple[Engine, FakePainter, threading.Semaphore]) -> None:
+    engine, painter, gate = gated
+    running, waiting = (engine.submit(TextToImage(prompt=name, seed=1)).id for name in "ab")
+    until(lambda: engine.job(running).state == "running")
+    engine.interrupt(waiting)
+    assert engine.job(waiting).state == "interrupted"
+    gate.release(100)
+    assert engine.wait(running, 5).state == "done"
+    engine.interrupt(running)
+    assert engine.job(running).state == "done"
+    assert [job for job, _ in painter.painted] == [running]
 
 
 def test_skip_leaves_one_batch_out(gated: tuple[Engine, FakePainter, threading.Semaphore]) -> None:

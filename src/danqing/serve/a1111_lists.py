@@ -215,7 +215,7 @@ def memory() -> Row:
 
 
 def _sysconf(name: str) -> int:
-    return max(os.sysconf(name), 0) if name in os.sysconf_names else 0
+    return max(os.sysconf(name), 0) if name in getattr(os, "sysconf_names", ()) else 0  # Windows has none
 
 
 def _status() -> Iterator[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from importlib import import_module
 from typing import Any
 
 from fastapi import HTTPException
+from PIL import Image
 
-from danqing.serve.a1111_answers import encoded
 from danqing.serve.a1111_options import Fields, Options
 from danqing.serve.a1111_tasks import Tasks
 from danqing.serve.engine import Engine
@@ -97,6 +98,13 @@ def progress(studio: Studio, skip_current_image: bool) -> Fields:
         "progress": min(max(now.share, 0.01), 1.0),
         "eta_relative": now.left or 0.0,
         "state": state,
-        "current_image": encoded(now.preview, None, {**options, "samples_format": "png"}) if now.preview else None,
+        "current_image": _png(now.preview) if now.preview else None,
         "textinfo": now.text or None,
     }
+
+
+def _png(image: Image.Image) -> str:
+    """In base64; what is asked for every second is not to take long."""
+    data = io.BytesIO()
+    image.save(data, "PNG", compress_level=1)
+    return base64.b64encode(data.getvalue()).decode()

@@ -108,6 +108,7 @@ class Engine:
         self._left: dict[str, Command] = {}
         self._tick: Tick | None = None
         self._have = 0
+        self._ended: State | None = None
         self._began, self._began_share = 0.0, 0.0
         self._paused = self._closing = False
         self._listeners = Listeners()
@@ -213,7 +214,12 @@ class Engine:
         return job
 
     def interrupt(self, identity: str | None = None) -> None:
-        """Stop the job that is painted, or that one if it is; its pictures stay, and the next one begins."""
+        """Stop the job that is painted, or that one, which may wait; its pictures stay, and the next one begins."""
+        if identity is not None:
+            before = self.store.job(identity).state
+            job = self.store.end_waiting(identity, "interrupted")
+            if before != job.state == "interrupted":
+                self._emit("ended", job.id, state=job.state)
         self._command("interrupt", identity)
 
     def skip(self, identity: str | None = None) -> None:
@@ -320,7 +326,7 @@ class Engine:
             alike = self.store.start_alike(job, self._batch - 1) if self._batch > 1 else ()
             self._current, self._tick, self._order = job, None, "stop" if self._closing else None
             self._riders, self._left = {each.id: each for each in alike}, {}
-            self._have, self._began, self._began_share = 0, time.monotonic(), 0.0
+            self._have, self._began, self._began_share, self._ended = 0, time.monotonic(), 0.0, None
         if alike:
             self._together((job, *alike))
         else:
@@ -414,11 +420,10 @@ class Engine:
         except Exception as problem:
             log.exception("job %s failed", job.id)
             state, error = "failed", f"an error of Danqing's own: {type(problem).__name__}: {problem}"
-        now = self.store.job(job.id)
-        if now.state == "running":
+        if self._ended is None:
             self.store.record(job.id, notes=notes, state=state, error=error)
-        else:  # it was done when the order to stop came
-            state, error = now.state, now.error
+        else:  # with its last pictures, whatever came after
+            state, error = self._ended, None
         if state != "queued":
             self._forget_steps(job.id)
         with self._bell:
@@ -479,6 +484,7 @@ class Engine:
             files = [self._write(job, each) for each in tick.finished]
             ended: State | None = "interrupted" if hurried else "done" if len(have) >= job.total else None
             stored = self.store.record(job.id, files, notes=notes, state=ended)
+            self._ended = ended
             for picture in stored:
                 self._emit("picture", job.id, id=picture.id, index=picture.index)
         with self._bell:
@@ -490,7 +496,7 @@ class Engine:
         shown = {name: getattr(progress, name) for name in ("share", "step", "steps", "picture", "pictures", "left")}
         self._emit("progress", job.id, **shown)
         with self._bell:
-            while self._paused and self._order is None:
+            while self._paused and self._order is None and not hurried:
                 self._bell.wait(1.0)
             order, self._order = self._order, None
             return order
