@@ -67,7 +67,7 @@ class Browser:
     def fire(self, target: int | None, event: str, data: Any = None) -> None:
         """Run the handlers of an event; `load` is the page's own."""
         for dependency in self.config["dependencies"]:
-            if [target, event] in [list(each) for each in dependency["targets"]]:
+            if [target, event] in [list(each) for each in dependency["targets"]] and dependency["backend_fn"]:
                 self.run(dependency, data)
 
     def run(self, dependency: dict[str, Any], data: Any = None) -> None:

@@ -44,25 +44,22 @@ window.danqing = (() => {
   let words = null;
   const stem = (name) => name.split("/").pop().replace(/\.(safetensors|sft|ckpt|pt|pth|bin|gguf)$/i, "");
   const called = { lora: (name) => `<lora:${name}:1>`, hypernetwork: (name) => `<hypernet:${name}:1>`, embedding: (name) => name };
-  const load = async () => {
-    if (words) return words;
-    words = [];
-    try {
+  const load = () =>
+    (words ??= (async () => {
       const [models, tags] = await Promise.all(
         ["/api/v1/models", "/api/v1/tags"].map(async (place) => (await fetch(place)).json()),
       );
+      const found = Object.keys(tags).map((tag) => ({ key: tag.toLowerCase(), text: tag, adapter: false }));
       for (const model of models) {
-        if (model.kind in called) {
-          const name = stem(model.name);
-          words.push({ key: name.toLowerCase(), text: called[model.kind](name), adapter: model.kind !== "embedding" });
-        }
+        if (!(model.kind in called)) continue;
+        const name = stem(model.name);
+        found.push({ key: name.toLowerCase(), text: called[model.kind](name), adapter: model.kind !== "embedding" });
       }
-      for (const tag of Object.keys(tags)) words.push({ key: tag.toLowerCase(), text: tag, adapter: false });
-    } catch {
-      words = null;
-    }
-    return words ?? [];
-  };
+      return found;
+    })().catch(() => {
+      words = null; // another time, perhaps
+      return [];
+    }));
 
   const list = {
     box: null,
@@ -82,6 +79,7 @@ window.danqing = (() => {
       const adapters = match[0].startsWith("<");
       const part = match[1].toLowerCase();
       const all = await load();
+      if (area.value.slice(0, area.selectionStart) !== before) return; // typed on: a later look has the word
       if (document.activeElement !== area) return this.close();
       const fits = all.filter((each) => (!adapters || each.adapter) && each.key.includes(part) && each.text.toLowerCase() !== part);
       fits.sort((a, b) => b.key.startsWith(part) - a.key.startsWith(part) || a.key.localeCompare(b.key));
