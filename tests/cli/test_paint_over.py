@@ -92,12 +92,29 @@ def test_a_picture_that_cannot_be_painted_stops_no_other_of_its_folder(
         return forward(self, *given, **more)
 
     monkeypatch.setattr(CLIPText, "forward", counted)
-    answer = run("inpaint", "in", "a cat", *QUICK, "--mask", "masks", "--cfg-scale", 2, "-o", "out/[generation_number]")
+    answer = run("inpaint", "in", "a cat", *QUICK, "--mask", "masks", "--cfg-scale", 2, "-o", "out")
     assert answer.code == 2
-    assert answer.out.splitlines() == ["wrote out/1.png", "wrote out/2.png"]
-    assert "note: left out: mask: all of it is black" in answer.err
+    assert answer.out.splitlines() == ["wrote out/a.png", "wrote out/c.png"]
+    assert "note: left out: in/b.png: mask: all of it is black" in answer.err
     assert answer.err.splitlines()[-1] == "danqing: image: 1 of 3 pictures were left out; see above"
     assert towers == 2, "the prompts are encoded once for all"
+
+
+def test_pictures_of_a_folder_keep_their_names(run: Run, photo: Path) -> None:
+    Path("in").mkdir()
+    for name in ("castle", "tree"):
+        Image.open(photo).save(f"in/{name}.png")
+    assert run("img2img", "in", *QUICK, "-o", "out").out.split()[1::2] == ["out/castle.png", "out/tree.png"]
+    answer = run("img2img", "in", *QUICK, "--n-iter", 2, "-o", "out")
+    assert answer.out.split()[1::2] == [f"out/{name}-{seed}.png" for name in ("castle", "tree") for seed in (3, 4)]
+    answer = run("img2img", "in", *QUICK, "-o", "out/[steps].png", "--overwrite")
+    assert answer.out.split()[1::2] == ["out/1.png", "out/1-2.png"], "what one command writes it never replaces"
+    answer = run("img2img", "in", *QUICK, "-o", "[basename] [seed].webp")
+    assert answer.out.splitlines() == ["wrote castle 3.webp", "wrote tree 3.webp"]
+    answer = run("img2img", "in/tree.png", *QUICK, "-o", "[basename]-over.png")
+    assert answer.out.splitlines() == ["wrote tree-over.png"]
+    run("config", "output_pattern", "[width]")
+    assert run("img2img", "in", *QUICK, "-o", "wide").out.splitlines() == ["wrote wide/64.png", "wrote wide/64-2.png"]
 
 
 def test_what_is_missing_for_a_whole_folder_is_one_line(run: Run, photo: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -125,7 +125,7 @@ def _paint(
     from danqing.library.settings import load_settings
     from danqing.pipeline.models import load
     from danqing.pipeline.naming import Job
-    from danqing.pipeline.outputs import check_output, grid_path, parse_size, write_picture
+    from danqing.pipeline.outputs import check_output, grid_path, parse_size, picture_path, write_picture
     from danqing.pipeline.picture import Picture
     from danqing.pipeline.picture import grid as make_grid
     from danqing.pipeline.series import check_files, paint_all
@@ -143,8 +143,11 @@ def _paint(
     settings = load_settings()
     check_output(output, settings)
     first = requests[0]
-    if len(requests) > 1:
+    if total > 1:
         check_files(requests, settings)
+        if settings.output_pattern == type(settings).model_fields["output_pattern"].default:
+            alone = first.batch_size * first.n_iter == 1 and first.dynamic != "all"
+            settings = settings.model_copy(update={"output_pattern": "[basename]" if alone else "[basename]-[seed]"})
     loaded = load(first.model, vae=first.vae, device=device, dtype=dtype, prediction=prediction_type, ema=ema)
 
     def again(name: str | None) -> Model:
@@ -155,11 +158,13 @@ def _paint(
 
     def write(picture: Picture, job: Job) -> None:
         pictures.append(picture)
-        written.append(write_picture(picture, output, settings, job, overwrite=overwrite, metadata=metadata))
+        # what this very command has written is never replaced
+        replaces = overwrite and picture_path(picture, output, settings, job, True) not in written
+        written.append(write_picture(picture, output, settings, job, overwrite=replaces, metadata=metadata))
 
     try:
         events = paint_all(requests, load=again, say=say, safety_checker=safety_checker)
-        errors, stopped = _follow(events, len(requests), write)
+        errors, stopped = _follow(events, requests, write)
         failed += errors
         if grid and pictures:
             sheet = Picture(make_grid([p.image for p in pictures]), pictures[0].resolved, pictures[0].hashes)
@@ -175,9 +180,9 @@ def _paint(
 
 
 def _follow(
-    events: Generator[Event, None, None], count: int, write: Callable[[Picture, Job], None]
+    events: Generator[Event, None, None], requests: Sequence[Painting], write: Callable[[Picture, Job], None]
 ) -> tuple[list[str], bool]:
-    """Show how `count` requests come along, `write` their pictures; (what went wrong, whether Ctrl-C ended it).
+    """Show how the requests come along, `write` their pictures; (what went wrong, whether Ctrl-C ended it).
 
     Raises the error of a single request; of several, one that fails is told and stops no other.
     """
@@ -185,7 +190,8 @@ def _follow(
     from danqing.pipeline.naming import Job
 
     failed: list[str] = []
-    done, job = 0, Job()
+    sources = [Path(str(getattr(request, "image", ""))) for request in requests]
+    count, done, job = len(requests), 0, Job()
     with finishing_on_interrupt() as asked, progress_bar() as bar:
         whole = bar.add_task("pictures", total=None, visible=False)
         part = bar.add_task("painting", total=None)
@@ -194,7 +200,7 @@ def _follow(
                 if count == 1:
                     raise event.error
                 failed.append(str(event.error))
-                say(f"left out: {event.error}")
+                say(f"left out: {sources[event.index]}: {event.error}")
             elif (progress := event.progress) is not None:
                 size, batches = len(progress.latents), progress.batches * count
                 finished = event.index * progress.batches + progress.batch + progress.step / progress.steps
@@ -203,7 +209,12 @@ def _follow(
                 for picture in progress.pictures:
                     first_seed = picture.resolved.request.seed if done == 0 else job.first_seed
                     job = replace(
-                        job, index=done, batch_size=len(progress.pictures), n_iter=batches, first_seed=first_seed
+                        job,
+                        index=done,
+                        batch_size=len(progress.pictures),
+                        n_iter=batches,
+                        first_seed=first_seed,
+                        basename=sources[event.index].stem,
                     )
                     write(picture, job)
                     done += 1

@@ -40,6 +40,8 @@ class Job:
     first_seed: int | None = None
     """Of the whole job; unset is the picture's own."""
     begun: datetime = field(default_factory=datetime.now)
+    basename: str = ""
+    """Of the picture that was painted over, without its suffix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,7 @@ TOKENS: dict[str, Value] = {
     "hasprompt": _has_prompt,
     "clip_skip": lambda s: s.request.clip_skip,
     "denoising": lambda s: getattr(s.request, "denoising_strength", None) or None,
-    "basename": lambda s: "img",
+    "basename": lambda s: s.job.basename or "img",
     "none": lambda s: "",
     "number": lambda s: _NUMBER,
 }
