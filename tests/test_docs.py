@@ -79,11 +79,13 @@ def commands() -> Iterator[tuple[str, ...]]:
             yield (name,)
 
 
-def test_every_option_of_painting_is_explained() -> None:
-    flags = options("txt2img")
-    assert {"--sampler", "--n-iter", "--model", "--grid"} <= set(flags)
-    written = set(re.findall(r"--[a-z0-9-]+", text_of("guide.md") + text_of("sampling.md")))
-    assert [flag for flag in flags if flag not in written] == []
+@pytest.mark.parametrize("command", ["txt2img", "img2img", "inpaint", "outpaint", "upscale", "plot", "replay"])
+def test_every_option_of_painting_is_explained(command: str) -> None:
+    flags = options(command)
+    assert {"--model", "--output"} & set(flags)
+    pages = ("guide.md", "sampling.md", "prompts.md", "fast.md", "adapters.md")
+    written = set(re.findall(r"--[a-z0-9-]+", "".join(map(text_of, pages))))
+    assert [flag for flag in flags if flag not in written | {"--legend"}] == []
 
 
 def test_every_option_of_the_studio_is_explained() -> None:
@@ -95,6 +97,7 @@ def test_no_option_is_written_that_is_not_there() -> None:
     known = {flag for path in commands() for flag in options(*path)} | {
         "--help",
         "--no-metadata",
+        "--no-legend",
         "--no-page",
         "--logdir",
     }
