@@ -145,3 +145,44 @@ def test_bad_input_is_one_line(run: Run, photo: Path, arguments: tuple[str, ...]
     told = [line for line in answer.err.splitlines() if not line.startswith("note: ")]
     assert (answer.code, len(told)) == (2, 1)
     assert words in told[0]
+
+
+class Bar:
+    """What a progress bar is told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[dict[str, Any]] = []
+        self.told: list[list[tuple[Any, Any]]] = []
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def add_task(self, name: str, **fields: Any) -> int:
+        self.tasks.append({"name": name, **fields})
+        self.told.append([])
+        return len(self.tasks) - 1
+
+    def update(self, task: int, **fields: Any) -> None:
+        self.tasks[task] |= fields
+        self.told[task].append((fields["completed"], fields["total"]))
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_the_whole_and_the_part_are_shown(
+    run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    bar = Bar()
+    monkeypatch.setattr("danqing.cli.show.progress_bar", lambda: bar)
+    Path("in").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.open(photo).save(f"in/{name}")
+    strength = ("--exact-steps", "yes", "--steps", 2)
+    assert run("img2img", "in" if several else photo, *strength, "--seed", 3, "-o", "out").code == 0
+    whole, part = bar.tasks
+    assert (whole["visible"], part["total"], part["completed"]) == (several, 2, 2)
+    if several:
+        assert bar.told[0] == [(0.5, 2), (1, 2), (1.5, 2), (2, 2)]
+        assert bar.told[1] == [(1, 2), (2, 2), (1, 2), (2, 2)]
