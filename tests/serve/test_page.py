@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from starlette.testclient import TestClient
 pytest.importorskip("gradio")
 
 from danqing.library.listing import Row
+from danqing.metadata.files import read_picture
 from danqing.requests import REQUESTS, ImageToImage, Inpaint, Outpaint, TextToImage, Upscale
 from danqing.serve.app import create_app
 from danqing.serve.engine import Engine
+from danqing.serve.gallery import copied
 from danqing.serve.page import cleaned, served
 from danqing.serve.page_controls import Field, fields_of, record_of
 from danqing.serve.page_fields import FIELDS, GLOSSARY
@@ -357,6 +360,52 @@ def test_the_gallery_finds_keeps_deletes_and_sends(client: TestClient, engine: E
     assert fresh.props[fresh.find(elem_id="dq-tabs")]["selected"] == "txt2img"
     fresh.fire(fresh.find(elem_id="gallery-to-img2img"), "click")
     assert fresh.values[fresh.named("Picture", fresh.find(elem_id="img2img-mode"))]["path"].endswith(".png")
+
+
+def test_the_gallery_is_searched_by_seed_and_day(client: TestClient, engine: Engine) -> None:
+    engine.wait(engine.submit(TextToImage(prompt="a lighthouse", seed=987654)).id, 20)
+    browser = Browser(client)
+    wall, today = browser.find(elem_id="gallery-wall"), time.strftime("%Y-%m-%d")
+    for seed, since, until, count in (
+        ("987654", today, today, 1),
+        ("987653", "", "", 0),
+        ("987654", "", "2020-01-01", 0),
+    ):
+        for name, value in (("seed", seed), ("since", since), ("until", until)):
+            browser.values[browser.find(elem_id=f"gallery-{name}")] = value
+        browser.fire(browser.find(elem_id="gallery-search"), "click")
+        assert len(browser.values[wall] or ()) == count
+    browser.values[browser.find(elem_id="gallery-since")] = "yesterday"
+    browser.fire(browser.find(elem_id="gallery-search"), "click")
+    assert "2026-11-21" in browser.values[browser.find(elem_id="gallery-found")]
+
+
+def test_settings_are_kept_and_copies_are_made_by_them(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    browser.fire(browser.find(elem_id="tab-settings"), "select", {"index": 0, "value": "settings"})
+    pattern, save = browser.find(elem_id="settings-output_pattern"), browser.find(elem_id="settings-save")
+    for wrong in ("[nonsense]", "../../[seed]"):
+        browser.values[pattern] = wrong
+        browser.fire(save, "click")
+        assert "dq-problem" in browser.values[browser.find(elem_id="settings-status")]
+    browser.values[pattern] = "[date]/[seed]-[prompt_words]"
+    browser.values[browser.find(elem_id="settings-output_format")] = "webp"
+    browser.values[browser.find(elem_id="settings-steps")] = "11"
+    browser.values[browser.find(elem_id="settings-previews")] = False
+    browser.fire(save, "click")
+    assert "saved" in browser.values[browser.find(elem_id="settings-status")]
+    assert "webp" in engine.models.settings.path.read_text()
+    fresh = Browser(client)
+    for each in fresh.loads():
+        fresh.run(each)
+    assert fresh.values[fresh.named("Steps", fresh.find(elem_id="txt2img-prompt"))] == "11"
+    job = painted(engine, fresh, "txt2img")
+    assert job.request["steps"] == 11
+    path = copied(engine, engine.pictures(job.id)[0])
+    assert path.suffix == ".webp"
+    assert (engine.models.settings.data_dir / "outputs").resolve() in path.resolve().parents
+    assert "Steps: 11" in read_picture(path).texts["parameters"]
+    Studio(engine, ServeSettings(), "en").set_options({})
 
 
 def test_two_pictures_and_the_fields_that_differ(client: TestClient, engine: Engine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> 
         rating = gr.Dropdown([(say("newest"), 0), *STARS[1:]], value=0, label=say("rating"), elem_id="gallery-least")
         model = gr.Textbox(label=say("of_model"), max_lines=1)
         tag = gr.Textbox(label=say("tag"), max_lines=1, elem_id="gallery-tag")
+        seed = gr.Textbox(label=say("seed"), max_lines=1, elem_classes="dq-number", elem_id="gallery-seed")
+        since, until = (
+            gr.Textbox(label=say(each), placeholder=say("day"), max_lines=1, elem_id=f"gallery-{each}")
+            for each in ("since", "until")
+        )
         favourite = gr.Checkbox(label=say("favourites"), elem_id="gallery-favourites")
         deleted = gr.Checkbox(label=say("bin"), elem_id="gallery-bin")
     with gr.Row(elem_classes="dq-gallery"):
@@ -69,32 +75,34 @@ def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> 
     with gr.Row(elem_classes="dq-sends"):
         brought = gr.Button(say("import"), size="sm", elem_classes="dq-quiet", elem_id="gallery-import")
     ids, offset = gr.State(()), gr.State(0)
-    asked = [offset, words, model, tag, kind, rating, favourite, deleted]
-
-    def find(at: int, text: str, name: str, label: str, of: str, stars: int, liked: bool, gone: bool,
-             request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
-        query = Query(
-            words=text or "", model=name or None, tag=label or None, kind=of or None, rating=int(stars) or None,
-            favourite=True if liked else None, deleted=bool(gone),
-        )  # fmt: skip
-        store = studio.engine.store
-        total = store.count(query)
-        at = max(0, min(at, (total - 1) // PAGE * PAGE))
-        found = store.search(query, PAGE, at)
-        line = f"{at + 1}–{at + len(found)} / {total}" if found else say("none_found")
-        shown = shown_small(found, base_url(request, studio.settings))
-        return shown, tuple(each.id for each in found), at, f'<span class="dq-count">{html.escape(line)}</span>'
-
+    asked = [offset, words, model, tag, kind, rating, favourite, deleted, seed, since, until]
     outputs = [wall, ids, offset, status]
 
     def turned(step: int | None) -> Callable[..., tuple[Any, ...]]:
-        def turn(at: int, text: str, name: str, label: str, of: str, stars: int, liked: bool, gone: bool,
-                 request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
-            return find(0 if step is None else at + step * PAGE, text, name, label, of, stars, liked, gone, request)
+        """What searches: from the first picture on, where `step` is None, else so many pages on."""
 
-        return turn
+        def find(at: int, text: str, name: str, label: str, of: str, stars: int, liked: bool, gone: bool, number: str,
+                 first: str, last: str, request: gr.Request) -> tuple[Any, ...]:  # fmt: skip
+            try:
+                query = Query(
+                    words=text or "", model=name or None, tag=label or None, kind=of or None, rating=int(stars) or None,
+                    favourite=True if liked else None, deleted=bool(gone), seed=_seed(number), since=_day(first),
+                    until=_day(last, 1),
+                )  # fmt: skip
+            except ValueError:
+                return gr.skip(), gr.skip(), gr.skip(), message(say("wrong_filter"), problem=True)
+            store = studio.engine.store
+            total = store.count(query)
+            at = max(0, min(0 if step is None else at + step * PAGE, (total - 1) // PAGE * PAGE))
+            found = store.search(query, PAGE, at)
+            line = f"{at + 1}–{at + len(found)} / {total}" if found else say("none_found")
+            shown = shown_small(found, base_url(request, studio.settings))
+            return shown, tuple(each.id for each in found), at, f'<span class="dq-count">{html.escape(line)}</span>'
 
-    for event in (search.click, words.submit, model.submit, tag.submit, kind.input, rating.input, favourite.input,
+        return find
+
+    typed = (each.submit for each in (words, model, tag, seed, since, until))
+    for event in (*typed, search.click, kind.input, rating.input, favourite.input,
                   deleted.input):  # fmt: skip
         on(event, turned(None), asked, outputs)
     on(earlier.click, turned(-1), asked, outputs)
@@ -114,6 +122,18 @@ def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> 
 
     on(brought.click, bring, None, [status])
     return lambda event: on(event, turned(0), asked, outputs)
+
+
+def _seed(text: str) -> int | None:
+    """Raises ValueError."""
+    return int(text) if (text or "").strip() else None
+
+
+def _day(text: str, later: int = 0) -> float | None:
+    """When a day begins here, such as 2026-11-21, or one `later`. Raises ValueError."""
+    if not (text or "").strip():
+        return None
+    return (datetime.strptime(text.strip(), "%Y-%m-%d") + timedelta(days=later)).timestamp()
 
 
 class Details:
