@@ -181,7 +181,8 @@ def test_the_whole_and_the_part_are_shown(
         Image.open(photo).save(f"in/{name}")
     strength = ("--exact-steps", "yes", "--steps", 2)
     assert run("img2img", "in" if several else photo, *strength, "--seed", 3, "-o", "out").code == 0
-    whole, part = bar.tasks
+    whole, part, side = bar.tasks
+    assert not side["visible"]
     assert (whole["visible"], part["total"], part["completed"]) == (several, 2, 2)
     if several:
         assert bar.told[0] == [(0.5, 2), (1, 2), (1.5, 2), (2, 2)]

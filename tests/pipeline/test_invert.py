@@ -35,7 +35,9 @@ def of_normal_pictures(denoise: Denoise) -> Denoise:
 def test_what_is_inverted_comes_back(tiny: Model) -> None:
     walk = replace(run(tiny, steps=20, sampler_name="Euler"), wrap=of_normal_pictures)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    result = invert(walk, latents, walk.picture(latents))
+    told: list[tuple[str, int, int]] = []
+    result = invert(walk, latents, walk.picture(latents), lambda *part: told.append(part))
+    assert told == [("inversion", done, 20) for done in range(1, 21)]
     back = _walk(walk.denoiser(walk.plans[0]), result.noised, walk.sigmas.tolist())
     assert (back - latents).abs().max() < 0.05
     assert result.error < 4

@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from danqing.errors import DanqingError
+from danqing.families import Model
+from danqing.pipeline.paint import paint
 from danqing.pipeline.upscale import Upscaler, plain, upscale
+from danqing.requests import ImageToImage, TextToImage
 
 
 def _twice(channels: int = 3, fits: int = 1 << 20, **changes: Any) -> Upscaler:
@@ -97,3 +100,15 @@ def test_other_modes_become_plain() -> None:
     assert plain(Image.new("CMYK", (2, 2))).mode == "RGB"
     assert plain(Image.new("I;16", (2, 2), 65535)).getpixel((0, 0)) == 255
     assert plain(Image.new("F", (2, 2), 128.0)).getpixel((0, 0)) == 128
+
+
+@pytest.mark.parametrize("fields", [{"enable_hr": True, "hr_upscaler": "Lanczos"}, {"sd_upscale": "2, 16, Lanczos"}])
+def test_a_network_within_a_painting_says_how_far_it_is(
+    fields: dict[str, Any], tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("hires", "sd_upscale"):
+        monkeypatch.setattr(f"danqing.pipeline.{module}.load_upscaler", lambda name, device: _twice())
+    told: list[tuple[str, int, int]] = []
+    request = ImageToImage(image=_picture(size=(64, 64)), **fields) if "sd_upscale" in fields else TextToImage(**fields)
+    paint(request, tiny, steps=1, width=64, height=64, aside=lambda *part: told.append(part))
+    assert told == [("twice", 1, 1)]

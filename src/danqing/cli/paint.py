@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,7 +163,7 @@ def _paint(
         written.append(write_picture(picture, output, settings, job, overwrite=replaces, metadata=metadata))
 
     try:
-        events = paint_all(requests, load=again, say=say, safety_checker=safety_checker)
+        events = partial(paint_all, load=again, say=say, safety_checker=safety_checker)
         errors, stopped = _follow(events, requests, write)
         failed += errors
         if grid and pictures:
@@ -180,9 +180,11 @@ def _paint(
 
 
 def _follow(
-    events: Generator[Event, None, None], requests: Sequence[Painting], write: Callable[[Picture, Job], None]
+    paint: Callable[..., Generator[Event, None, None]],
+    requests: Sequence[Painting],
+    write: Callable[[Picture, Job], None],
 ) -> tuple[list[str], bool]:
-    """Show how the requests come along, `write` their pictures; (what went wrong, whether Ctrl-C ended it).
+    """`paint` the requests and show how they come along, `write` their pictures; (what went wrong, whether Ctrl-C ended it).
 
     Raises the error of a single request; of several, one that fails is told and stops no other.
     """
@@ -195,6 +197,12 @@ def _follow(
     with finishing_on_interrupt() as asked, progress_bar() as bar:
         whole = bar.add_task("pictures", total=None, visible=False)
         part = bar.add_task("painting", total=None)
+        side = bar.add_task("", total=None, visible=False)
+
+        def aside(what: str, done: int, total: int) -> None:
+            bar.update(side, description=what, completed=done, total=total, visible=done < total)
+
+        events = paint(requests, aside=aside)
         for event in events:
             if event.error is not None:
                 if count == 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from danqing.pipeline.images import fit, to_pixels
-from danqing.pipeline.run import Painter, Run, Studio, prepare
+from danqing.pipeline.run import Aside, Painter, Run, Studio, prepare
 from danqing.pipeline.start import Start
 from danqing.pipeline.upscale import Upscaler, load_upscaler, upscale, upscaler_path
 from danqing.requests import Painting, ResolvedRequest, TextToImage
@@ -80,7 +81,7 @@ def text_to_image(resolved: ResolvedRequest, studio: Studio) -> Painter:
         return Painter(first.count, once)
 
     sizes = target(request, first.model.family.autoencoder.downscale)
-    enlarge = _enlarger(first, request, sizes)
+    enlarge = _enlarger(first, request, sizes, studio.aside)
     again = second_request(request, sizes)
     model = studio.others.get("hr_checkpoint_name", studio.model)
     second = prepare(
@@ -150,15 +151,16 @@ def upscaler_file(request: Painting) -> Path | None:
     return upscaler_path(request.hr_upscaler or "")
 
 
-def _enlarger(first: Run, request: TextToImage, sizes: Target) -> Callable[[Tensor, Run], Tensor]:
+def _enlarger(first: Run, request: TextToImage, sizes: Target, aside: Aside) -> Callable[[Tensor, Run], Tensor]:
     """(first latents (1, C, h, w), second pass) -> its latents: enlarged, and cut in the middle."""
     mode = latent_mode(request.hr_upscaler)
     if mode is not None:
         return lambda latents, second: enlarge_latents(latents, mode, sizes, first.model.family.autoencoder.downscale)
     upscaler: Upscaler = load_upscaler(request.hr_upscaler or "", device=str(first.model.device))
+    told = partial(aside, upscaler.name)
 
     def through_pixels(latents: Tensor, second: Run) -> Tensor:
-        image = upscale(first.picture(latents), upscaler, sizes.enlarged, say=first.note)
+        image = upscale(first.picture(latents), upscaler, sizes.enlarged, progress=told, say=first.note)
         return second.latents(to_pixels(fit(image, *sizes.size, "crop and resize")))
 
     return through_pixels

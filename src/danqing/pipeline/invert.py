@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from danqing.families import At
-from danqing.pipeline.run import Run, prepare
+from danqing.pipeline.run import Aside, Run, prepare, unseen
 from danqing.requests import ImageToImage
 from danqing.sampling.types import Denoise
 
@@ -32,7 +32,7 @@ class Inverted:
     """Painted again from it, the picture is this far from the original: root mean square, of 255 levels."""
 
 
-def invert(run: Run, latents: Tensor, image: Image.Image) -> Inverted:
+def invert(run: Run, latents: Tensor, image: Image.Image, aside: Aside = unseen) -> Inverted:
     """The noise at the first level of `run` that DDIM, with the run's prompt and no guidance, makes `image` of.
 
     `latents` (1, C, h, w) are the picture's. DDIM without fresh noise is Euler's method on the probability flow (Song
@@ -49,6 +49,7 @@ def invert(run: Run, latents: Tensor, image: Image.Image) -> Inverted:
             x, before = below + (sigma - low) * noise, x
             if float((x - before).norm()) < TOLERANCE * float(x.norm()):
                 break
+        aside("inversion", len(sigmas) - 1 - index, len(sigmas) - 1)
     back = _walk(denoise, x, sigmas)
     shown = np.asarray(run.picture(back), dtype=np.float64)
     error = float(np.sqrt(np.mean((shown - np.asarray(image, dtype=np.float64)) ** 2)))
@@ -61,7 +62,7 @@ def _walk(denoise: Denoise, x: Tensor, sigmas: list[float]) -> Tensor:
     return x
 
 
-def inverted(run: Run, latents: Tensor, request: ImageToImage, image: Image.Image) -> Tensor:
+def inverted(run: Run, latents: Tensor, request: ImageToImage, image: Image.Image, aside: Aside) -> Tensor:
     """(1, C, h, w): what an ImageToImage with `inversion` begins with; what its pictures lose on the way is said."""
     plain = request.model_copy(
         update={"prompt": request.inversion_prompt, "negative_prompt": "", "cfg_scale": 1.0, "regions": ()}
@@ -69,7 +70,7 @@ def inverted(run: Run, latents: Tensor, request: ImageToImage, image: Image.Imag
     )
     back = prepare(run.resolved.model_copy(update={"request": plain}), run.model, run.note)
     back = replace(back, sigmas=run.sigmas, refiner=None)
-    result = invert(back, latents, image)
+    result = invert(back, latents, image, aside)
     run.note(f"inversion: the picture comes back from its noise to within {result.error:.1f} of 255 levels")
     return result.noised
 

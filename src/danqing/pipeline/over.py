@@ -162,10 +162,11 @@ def _encoded(run: Run, canvas: Canvas, request: ImageToImage, noise: Noise, stud
         seen = run.latents(pixels * (1 - hidden * request.inpainting_mask_weight), drawn("masked"))
         channels = torch.cat([interpolate(hidden, size=(height, width)).to(seen), seen], 1)
     if request.inversion:
-        noised = inverted(run, latents, request, canvas.image)
+        noised = inverted(run, latents, request, canvas.image, studio.aside)
         if "subimage" in studio.pictures and request.subimage_strength > 0:
             other = fit(flatten(studio.pictures["subimage"], request.background_color), *canvas.image.size)
-            second = inverted(run, _fitted(run.latents(to_pixels(other)), width, height), request, other)
+            begin = _fitted(run.latents(to_pixels(other)), width, height)
+            second = inverted(run, begin, request, other, studio.aside)
             noised = between(noised, second, request.subimage_strength)
     return _Ready(latents, mask, channels, noised)
 

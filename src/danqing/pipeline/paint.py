@@ -29,7 +29,7 @@ from danqing.pipeline.models import Say, find_vae, hashes_later, load, print_not
 from danqing.pipeline.over import image_to_image
 from danqing.pipeline.picture import Picture, platform_of
 from danqing.pipeline.resolve import resolve
-from danqing.pipeline.run import Painter, Studio, Wrap
+from danqing.pipeline.run import Aside, Painter, Studio, Wrap, unseen
 from danqing.pipeline.safety import flag, folder_of, load_checker
 from danqing.pipeline.sd_upscale import sd_upscaled
 from danqing.pipeline.upscale import upscaler_path
@@ -82,6 +82,7 @@ def stream(
     models: Mapping[str, Model] | None = None,
     detectors: Mapping[str, Detect] | None = None,
     units: Sequence[Steering] = (),
+    aside: Aside = unseen,
     **fields: Any,
 ) -> Generator[Progress, None, None]:
     """Paint step by step. Closing the iterator stops after the step; what was yielded stays good.
@@ -93,7 +94,8 @@ def stream(
     requests to one model. `models` are loaded already, by the names that the request has for them (refiner, hires
     fix); others are loaded. `detectors` are functions that find things for detailers, by name, likewise. `units` are
     ControlNets, T2I-Adapters and image prompts besides the request's own, each with what it is shown
-    (`adapters.steer.Steering`); the record does not name them.
+    (`adapters.steer.Steering`); the record does not name them. `aside` is told (what, done, of how many) of long work
+    between the steps: an upscaler's tiles, an inversion.
     Raises DanqingError for a field that is wrong, a checkpoint or picture that does not fit, or memory that is too
     small.
     """
@@ -116,6 +118,7 @@ def stream(
         tuple(units),
         load_controls(request, model),
         load_prompters(request, model),
+        aside,
     )
     return _parts(expand(request), studio, safety_checker)
 

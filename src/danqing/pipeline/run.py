@@ -60,8 +60,14 @@ from danqing.sampling.windows import WEIGHTS, in_windows
 from danqing.vocabulary import find_sampler
 
 Wrap = Callable[[Denoise], Denoise]
+Aside = Callable[[str, int, int], None]
+"""Told of long work that is no step of a painting: (what it is, how much of it is done, how much there is)."""
 Networks = Mapping[Path, Network]
 """ControlNets, T2I-Adapters and LLLites by the paths of their files."""
+
+
+def unseen(what: str, done: int, total: int) -> None:
+    """An `Aside` for those who do not look."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,6 +343,8 @@ class Studio:
     """Those of the request's own controls, loaded."""
     prompters: tuple[Prompter, ...] = ()
     """Of the request's image prompts, in their order."""
+    aside: Aside = unseen
+    """Told of an upscaler's tiles and an inversion's steps."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -36,7 +37,8 @@ def sd_upscaled(resolved: ResolvedRequest, studio: Studio) -> Painter:
     large = flatten(studio.pictures["image"], request.background_color)
     upscaler = load_upscaler(settings.upscaler, device=str(studio.model.device))
     if upscaler.name != "None":
-        large = upscale(large, upscaler, settings.scale, say=studio.note)
+        told = partial(studio.aside, upscaler.name)
+        large = upscale(large, upscaler, settings.scale, progress=told, say=studio.note)
     parts = cut(large, tile, settings.overlap)
     cell = studio.model.family.autoencoder.downscale
     width, height = (max(round(side / cell), 64 // cell) * cell for side in parts[0].size)

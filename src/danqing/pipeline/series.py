@@ -17,6 +17,7 @@ from danqing.pipeline.image_prompts import adapter_files
 from danqing.pipeline.models import Say, find_vae, print_note
 from danqing.pipeline.models import load as load_model
 from danqing.pipeline.paint import Progress, stream, upscaler_files
+from danqing.pipeline.run import Aside, unseen
 from danqing.prompts.encode import Cache
 from danqing.requests import Painting
 
@@ -66,12 +67,14 @@ def paint_all(
     load: Load | None = None,
     say: Say = print_note,
     safety_checker: bool = False,
+    aside: Aside = unseen,
 ) -> Generator[Event, None, None]:
     """Paint all requests in their order. Closing the iterator stops after the step; what was yielded stays good.
 
     `model` paints the requests that name none. A checkpoint is loaded (by `load`) when a request names another than
     the one before it, an autoencoder likewise, and a prompt is encoded once: so equal ones should stand together.
-    A request that cannot be painted yields its error, and the next goes on. `say` is told everything once.
+    A request that cannot be painted yields its error, and the next goes on. `say` is told everything once,
+    `aside` what `paint.stream` tells it.
     """
     shared = _Shared(load or load_model, model)
     told: set[str] = set()
@@ -86,7 +89,13 @@ def paint_all(
             used = shared.model_for(request)
             others = shared.others_for(request)
             for progress in stream(
-                request, used, say=once, safety_checker=safety_checker, cache=shared.cache, models=others
+                request,
+                used,
+                say=once,
+                safety_checker=safety_checker,
+                cache=shared.cache,
+                models=others,
+                aside=aside,
             ):
                 yield Event(index, len(requests), progress)
         except DanqingError as error:
