@@ -193,6 +193,7 @@ class DiffusionStage:
         ).to(device)
 
     def update(self, number: int, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        self.texts.learns = step >= self.settings.text_start
         rows = self.order.at(number)[self.accelerator.process_index :: self.accelerator.num_processes]
         clean = self._batch(rows, generator)
         dropped = torch.rand(len(rows), generator=generator) < self.settings.drop_condition
@@ -336,6 +337,9 @@ def _keep(tensors: dict[str, Tensor], path: Path) -> None:
 class Texts:
     """What the text tower makes of each caption, encoded once and mapped from the cache folder."""
 
+    learns = False
+    """It never does."""
+
     def __init__(
         self, captions: Sequence[str], tower: CLIPText, vocabulary: Path, cache: Path, fingerprint: str
     ) -> None:
@@ -372,10 +376,13 @@ class Tower:
     def __init__(self, forward: Callable[[Tensor], CLIPOutput], positions: int, vocabulary: Path) -> None:
         self.forward, self.positions = forward, positions
         self.tokenizer = from_folder(vocabulary)
+        self.learns = True
+        """Whether gradients are wanted of it."""
 
     def of(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Hidden states (B, T, C) and pooled vectors (B, P)."""
         different = list(dict.fromkeys(texts))  # the empty one comes often
-        out = self.forward(tokens(different, self.tokenizer, self.positions).to(device))
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            out = self.forward(tokens(different, self.tokenizer, self.positions).to(device))
         rows = [different.index(text) for text in texts]
         return out.last[rows], out.pooled[rows]

@@ -150,6 +150,7 @@ class Diffuse(Loop):
     text_learning_rate: float = Field(
         0.0, ge=0, description="of the text tower, which then learns with the denoiser; 0 leaves it as CLIP made it"
     )
+    text_start: int = Field(0, ge=0, description="the update from which it learns; a new denoiser has nothing to teach")
     drop_condition: Share = Field(0.1, description="share of pictures that are shown without their caption")
     captions_per_picture: int = Field(12, gt=0, description="captions that are encoded beforehand")
 
