@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 pytest.importorskip("gradio")
@@ -26,10 +27,12 @@ from danqing.serve.page import cleaned, served
 from danqing.serve.page_controls import Field, fields_of, record_of
 from danqing.serve.page_fields import FIELDS, GLOSSARY
 from danqing.serve.page_gallery import compared
+from danqing.serve.page_jobs import look
 from danqing.serve.page_paint import fitted, stroke
 from danqing.serve.page_studio import Studio, tokens
 from danqing.serve.page_texts import CHOICES, WORDS, glossary, say_in, term, wanted
 from danqing.serve.page_tools import cards_of, glossary_table, tag
+from danqing.serve.page_uploads import SESSIONS
 from danqing.serve.settings import ServeSettings
 from studio import fake_studio
 
@@ -236,6 +239,26 @@ def test_a_job_is_found_again_after_a_reload(client: TestClient, engine: Engine)
     assert "done" in after.values[after.find(elem_id="txt2img-status")]
 
 
+def test_a_job_that_is_not_there_any_more_is_not_spoken_of(client: TestClient) -> None:
+    browser = Browser(client)
+    browser.values[browser.memory("txt2img")] = "0" * 32  # of another data folder
+    for each in browser.loads():
+        browser.run(each)
+    assert "dq-chip" in browser.values[browser.find(elem_id="txt2img-status")]
+
+
+def test_what_waits_says_how_many_are_before_it(engine: Engine) -> None:
+    engine.pause()
+    try:
+        jobs = [engine.submit(TextToImage(prompt="a queue")) for _ in range(2)]
+        assert "1 before it" in look(engine, jobs[1].id, say_in("en")).status
+        assert "1 个任务在前" in look(engine, jobs[1].id, say_in("zh")).status
+    finally:
+        engine.resume()
+    for job in jobs:
+        engine.wait(job.id, 20)
+
+
 def test_settings_reach_the_request_and_mistakes_are_told(client: TestClient, engine: Engine) -> None:
     browser = Browser(client)
     prompt = browser.find(elem_id="txt2img-prompt")
@@ -317,6 +340,9 @@ def test_a_sketch_is_painted_over(client: TestClient, engine: Engine) -> None:
     browser.fire(mode, "change")
     sheet = [n for n, part in browser.parts.items() if part["type"] == "imageeditor"][1]
     drawn = upload(client, Image.new("RGB", (800, 800), (200, 10, 10)))
+    browser.values[browser.named("Picture", mode)] = drawn  # it is of another way, and out of sight
+    browser.fire(browser.find(elem_id="img2img-paint"), "click")
+    assert "picture first" in browser.values[browser.find(elem_id="img2img-status")]
     browser.values[sheet] = {"background": None, "layers": [drawn], "composite": drawn}
     job = painted(engine, browser, "img2img")
     assert (job.kind, job.state, job.request["width"]) == ("img2img", "done", job.request["height"])
@@ -333,6 +359,113 @@ def test_a_file_that_is_no_picture_is_refused(client: TestClient) -> None:
     answer = client.post("/gradio_api/run/predict", json=sent)
     assert answer.status_code == 500
     assert "no picture" in answer.text
+
+
+def test_no_picture_is_fetched_or_opened_that_was_not_looked_at(
+    client: TestClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a session has changed a component, which Gradio makes anew then."""
+    fetched: list[str] = []
+
+    async def fetch(url: str, cache_dir: str) -> str:
+        fetched.append(url)
+        return upload(client, Image.new("RGB", (8, 8)))["path"]
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
+    browser = Browser(client)
+    mode = browser.find(elem_id="img2img-mode")
+    for name in ("inpaint", "img2img"):
+        browser.values[mode] = name
+        browser.fire(mode, "change")
+    bomb = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(bomb, "PNG")
+    large = client.post("/gradio_api/upload", files={"files": ("b.png", bomb.getvalue(), "image/png")}).json()[0]
+    button = browser.find(elem_id="img2img-paint")
+    paint = next(each for each in browser.config["dependencies"] if [button, "click"] in map(list, each["targets"]))
+    picture, before = browser.named("Picture", mode), len(engine.jobs())
+    for path, words in (
+        ("https://example.org/a.png", "not uploaded"),
+        (str(engine.folder / "studio.db"), "not uploaded"),
+        (f"{engine.folder}/page/../studio.db", "not uploaded"),
+        (large, "million pixels"),
+    ):
+        browser.values[picture] = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        data = [browser.values[each] for each in paint["inputs"]]
+        sent = {"fn_index": paint["id"], "data": data, "session_hash": "test"}
+        answer = client.post("/gradio_api/run/predict", json=sent)
+        assert answer.status_code == 500
+        assert words in answer.text
+    assert fetched == []
+    assert len(engine.jobs()) == before
+
+
+def test_an_editors_pictures_are_looked_at(client: TestClient) -> None:
+    browser = Browser(client)
+    canvas = next(n for n, part in browser.parts.items() if part["type"] == "imageeditor")
+    form = {
+        "type": "background", "index": "null", "id": "one", "component_id": canvas, "session_hash": "test",
+        "fn_name": "accept_blobs",
+    }  # fmt: skip
+    sent = client.post("/gradio_api/component_server", data=form, files={"file": ("a.png", b"no picture", "image/png")})
+    assert sent.status_code == 200
+    button = browser.find(elem_id="img2img-paint")
+    paint = next(each for each in browser.config["dependencies"] if [button, "click"] in map(list, each["targets"]))
+    browser.values[canvas] = {"background": None, "layers": [], "composite": None, "id": "one"}
+    data = [browser.values[each] for each in paint["inputs"]]
+    body = {"fn_index": paint["id"], "data": data, "session_hash": "test"}
+    answer = client.post("/gradio_api/run/predict", json=body)
+    assert answer.status_code == 500
+    assert "no picture" in answer.text
+
+
+def test_only_the_pages_own_scripts_run(client: TestClient) -> None:
+    seen = set()
+    for _ in range(2):
+        page = client.get("/")
+        policy = page.headers["content-security-policy"]
+        scripts = next(each for each in policy.split("; ") if each.startswith("script-src"))
+        nonce = scripts.partition("'nonce-")[2].partition("'")[0]
+        assert "unsafe-inline" not in scripts
+        assert len(nonce) == 32
+        begun = re.findall(r"<script(?=[\s>])[^>]*", page.text)
+        assert len(begun) > 2
+        assert all(f" nonce={nonce}" in each for each in begun)
+        seen.add(nonce)
+    assert len(seen) == 2
+
+
+def test_pages_that_were_left_are_forgotten(client: TestClient) -> None:
+    page = client.app.state.page.build("en")  # type: ignore[attr-defined]
+    holder = next(
+        route.app.state_holder for route in page.routes if hasattr(getattr(route, "app", None), "state_holder")
+    )
+    assert holder.capacity == SESSIONS
+    browser = Browser(client)
+    words = browser.find(elem_id="glossary-words")
+    find = next(each for each in browser.config["dependencies"] if [words, "input"] in map(list, each["targets"]))
+    holder.capacity = 2
+    try:
+        for number in range(4):
+            sent = {"fn_index": find["id"], "data": ["seed"], "session_hash": f"left {number}"}
+            assert client.post("/gradio_api/run/predict", json=sent).status_code == 200
+        assert len(holder.session_data) <= 3
+    finally:
+        holder.capacity = SESSIONS
+
+
+def test_pictures_are_imported(client: TestClient, engine: Engine) -> None:
+    folder = engine.folder / "import"
+    folder.mkdir(exist_ok=True)
+    text = PngInfo()
+    text.add_text("parameters", "a stone bridge\nSteps: 5, Sampler: Euler, CFG scale: 7, Seed: 4, Size: 64x64")
+    Image.new("RGB", (64, 64)).save(folder / "old.png", pnginfo=text)
+    browser = Browser(client)
+    browser.values[browser.find(elem_id="gallery-words")] = "stone bridge"
+    brought = browser.find(elem_id="gallery-import")
+    browser.fire(brought, "click")
+    assert f"{folder}: 1" in browser.values[browser.find(elem_id="gallery-imported")]
+    browser.fire(browser.find(elem_id="gallery-search"), "click")
+    assert len(browser.values[browser.find(elem_id="gallery-wall")]) == 1
 
 
 def test_the_gallery_finds_keeps_deletes_and_sends(client: TestClient, engine: Engine) -> None:
@@ -484,6 +617,38 @@ def test_settings_models_and_glossary_show_what_there_is(client: TestClient, eng
     table = glossary_table("lora", Studio(engine, ServeSettings(), "zh"))
     assert "改变模型的小文件" in table
     assert "采样器" not in table
+
+
+def test_what_came_since_the_start_can_be_chosen(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    styles = browser.named("Styles", browser.find(elem_id="txt2img-prompt"))
+    file = engine.models.settings.data_dir / "styles.csv"
+    file.write_text("name,prompt,negative_prompt\nLate ink,ink,\n")
+    try:
+        for each in browser.loads():
+            browser.run(each)
+    finally:
+        file.unlink()
+    assert "Late ink" in [value for _, value in browser.props[styles]["choices"]]
+
+
+def test_all_that_wait_are_cancelled_by_a_button(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    engine.pause()
+    try:
+        jobs = [engine.submit(TextToImage(prompt="a queue")) for _ in range(3)]
+        browser.fire(browser.find(elem_id="settings-clear"), "click")
+        assert {engine.job(job.id).state for job in jobs} == {"cancelled"}
+    finally:
+        engine.resume()
+
+
+def test_prompts_to_try_are_chinese_where_the_model_reads_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio = Studio(engine, ServeSettings(), "zh")
+    assert studio.examples[0] == "红苹果，立体风格"
+    others = engine.models.settings.model_copy(update={"default_model": "sdxl"})
+    monkeypatch.setattr(engine.models, "settings", others)
+    assert studio.examples[0] == "a red apple, 3d style"
 
 
 def test_an_adapters_tag_and_trigger_words(tmp_path: Path, engine: Engine) -> None:

@@ -110,6 +110,7 @@ def visit(chromium: Any, gate: Gate) -> Iterator[Open]:
         context.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if "Content Security" in line.text else None)
         page.goto(site.url)
         page.wait_for_selector("#txt2img-paint")
         page.wait_for_timeout(1000)  # what is done when a page is opened is done

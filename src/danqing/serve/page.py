@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -23,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from danqing.errors import DanqingError
 from danqing.serve.engine import Engine
 from danqing.serve.page_texts import FILES, Language, wanted
+from danqing.serve.security import page_policy
 from danqing.serve.settings import ServeSettings
 
 _EXACT = frozenset(
@@ -147,8 +149,10 @@ async def _opened(app: FastAPI, language: Language, scope: Scope, receive: Recei
         await PlainTextResponse("the page cannot be shown; the server's log says more", 500)(scope, receive, send)
         return
     script = (FILES / "page.js").read_text(encoding="utf-8")
-    data = cleaned(body.decode(), language, script).encode()
+    nonce = secrets.token_hex(16)
+    data = signed(cleaned(body.decode(), language, script), nonce).encode()
     headers = [
+        (b"content-security-policy", page_policy(nonce).encode()),
         (b"content-type", b"text/html; charset=utf-8"),
         (b"content-length", str(len(data)).encode()),
         (b"cache-control", b"no-store"),
@@ -169,6 +173,14 @@ def cleaned(page: str, language: Language, script: str) -> str:
     return page.replace("<head>", f"<head><script>{script}</script>", 1)
 
 
+def signed(page: str, nonce: str) -> str:
+    """The page with a nonce in its own scripts, so that none runs which came into it later.
+
+    It has no quotes around it, and would be in nobody's way within a script's text.
+    """
+    return re.sub(r"<script(?=[\s>])", f"<script nonce={nonce}", page)
+
+
 def _application(engine: Engine, settings: ServeSettings, language: Language) -> FastAPI:
     folder = engine.folder / "page"
     folder.mkdir(exist_ok=True)
@@ -178,11 +190,12 @@ def _application(engine: Engine, settings: ServeSettings, language: Language) ->
     import gradio as gr
 
     from danqing.serve.page_blocks import blocks, theme
+    from danqing.serve.page_uploads import guarded
 
     inner = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     gr.mount_gradio_app(
         inner,
-        blocks(engine, settings, language),
+        guarded(blocks(engine, settings, language), folder, engine.rules),
         path="/",
         allowed_paths=[str(engine.folder / "pictures")],
         show_error=True,

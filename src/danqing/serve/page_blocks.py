@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from danqing.serve.engine import Engine
+from danqing.serve.page_controls import Control, renewed
 from danqing.serve.page_gallery import gallery, keep_copy, picture_of, send
 from danqing.serve.page_paint import img2img, txt2img, upscale
 from danqing.serve.page_plot import plot
@@ -17,6 +19,7 @@ from danqing.serve.page_studio import TABS, Studio, base_url, followed, on
 from danqing.serve.page_texts import Language
 from danqing.serve.page_tools import models, pnginfo, told_picture, words
 from danqing.serve.settings import ServeSettings
+from danqing.serve.store import NotFound
 
 _FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 
@@ -131,17 +134,30 @@ def blocks(engine: Engine, served: ServeSettings, language: Language) -> gr.Bloc
         hung(wall.select)
         shelved(shelf.select)
         state(board.select)
+
+        def again(identity: str, request: gr.Request) -> tuple[Any, ...]:
+            """The last job of this browser; one of another data folder is nothing to speak of."""
+            try:
+                engine.job(identity or "")
+            except NotFound:
+                identity = ""
+            return followed(studio, identity, (), base_url(request, served))
+
         for tab in (*tabs.values(), sheet):
-
-            def again(identity: str, request: gr.Request) -> tuple[Any, ...]:
-                return followed(studio, identity, (), base_url(request, served))
-
             on(page.load, again, [tab.job], tab.followed)
             for name, button in tab.sends.items():
                 send(studio, button.click, tabs[name], [tab.chosen], partial(picture_of, studio), choose, tab.status)
             on(tab.extra["copy"].click, partial(keep_copy, studio), [tab.chosen], [tab.status])
+            listed = [control for control in tab.controls if control.listed]
+            if listed:  # a model that came since the start can be chosen, too
+                boxes = [control.component for control in listed]
+                on(page.load, partial(_listed, studio, listed), None, boxes)
         fill_defaults(studio, page.load, tabs["txt2img"])
     return page
+
+
+def _listed(studio: Studio, controls: Sequence[Control]) -> list[Any]:
+    return renewed(controls, studio.language, studio.engine.models.settings)
 
 
 def _header(studio: Studio) -> str:

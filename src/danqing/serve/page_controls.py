@@ -23,7 +23,7 @@ from pydantic_core import PydanticUndefined
 
 from danqing.library.settings import Settings
 from danqing.serve.a1111_library import entries, stem
-from danqing.serve.accept import PICTURES, Rules, check_picture
+from danqing.serve.accept import PICTURES
 from danqing.serve.page_texts import Language, choice, label, say_in, tooltip
 from danqing.vocabulary import MODULES, SAMPLERS, SCHEDULERS
 
@@ -62,6 +62,8 @@ class Control:
     component: Any
     default: Any
     """Its value where the field is unset."""
+    listed: Field | None = None
+    """The field, where its choices are what is in the model folders: `renewed` reads them anew."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,12 @@ def fields_of(kind: type[BaseModel], group: str = "") -> Iterator[Field]:
             yield Field(group, name, info)
 
 
-def controls_of(field: Field, language: Language, library: Settings, rules: Rules) -> list[Control]:
+def controls_of(field: Field, language: Language, library: Settings) -> list[Control]:
     """Draw the control of a field, or those of all that it holds, here in the page."""
     record = record_of(field)
     if record is None:
         path = (field.group, field.name) if field.group else (field.name,)
-        return [_control(field, path, language, library, rules)]
+        return [_control(field, path, language, library)]
     made = []
     title = label("", field.name, language)
     info = tooltip("", field.name, field.info.description or "", language)
@@ -124,14 +126,14 @@ def controls_of(field: Field, language: Language, library: Settings, rules: Rule
             )
             made.append(Control((field.name, "on"), switch, False))
             for each in fields_of(record, field.name):
-                made.append(_control(each, (field.name, each.name), language, library, rules))
+                made.append(_control(each, (field.name, each.name), language, library))
         return made
     for number in range(UNITS[field.name]):
         with gr.Accordion(f"{title} {number + 1}", open=False, elem_classes="dq-record"):
             gr.HTML(f'<p class="dq-hint">{html.escape(info)}</p>')
             with gr.Row(elem_classes="dq-controls"):
                 for each in fields_of(record, field.name):
-                    made.append(_control(each, (field.name, str(number), each.name), language, library, rules))
+                    made.append(_control(each, (field.name, str(number), each.name), language, library))
     return made
 
 
@@ -143,22 +145,22 @@ def record_of(field: Field) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) and not field.group else None
 
 
-def _control(field: Field, path: tuple[str, ...], language: Language, library: Settings, rules: Rules) -> Control:
+def _control(field: Field, path: tuple[str, ...], language: Language, library: Settings) -> Control:
     kind, default = field.kind, field.default
     words: dict[str, Any] = {"label": label(field.group, field.name, language), "interactive": True}
     words["elem_classes"] = [f"dq-f-{field.name}"]
     info = tooltip(field.group, field.name, field.info.description or "", language)
     automatic = say_in(language)("auto")
     if field.name in PICTURES:
-        return Control(path, _picture(field, words, rules), None)
+        return Control(path, _picture(field, words), None)
     words["info"] = info
     found = choices_of(field, library)
     if found is not None:
         many = get_origin(kind) is tuple
-        rows = found if many or default not in (None, "") else ["", *found]
-        shown = [(value or automatic, value) for value in rows]
         value = list(default or ()) if many else default or ""
-        return Control(path, gr.Dropdown(shown, value=value, multiselect=many, allow_custom_value=True, **words), value)
+        rows = _rows(field, found, language)
+        box = gr.Dropdown(rows, value=value, multiselect=many, allow_custom_value=True, **words)
+        return Control(path, box, value, field if _in_folders(field) else None)
     if kind is bool and default is not None:
         return Control(path, gr.Checkbox(value=default, **words), default)
     if kind is bool:
@@ -173,6 +175,26 @@ def _control(field: Field, path: tuple[str, ...], language: Language, library: S
     value = default if isinstance(default, str) else "+".join(map(str, default)) if field.name == "layers" else ""
     lines = 2 if field.name in LONG or field.name in ("text", "subprompt") else 1
     return Control(path, gr.Textbox(value=value, lines=lines, max_lines=12, **words), value)
+
+
+def _rows(field: Field, found: Sequence[str], language: Language) -> list[tuple[str, str]]:
+    """Choices as (shown, value); none is one where the field may be unset."""
+    optional = get_origin(field.kind) is not tuple and field.default in (None, "")
+    return [(value or say_in(language)("auto"), value) for value in (("", *found) if optional else found)]
+
+
+def _in_folders(field: Field) -> bool:
+    return field.key in _KINDS or field.key in _UPSCALERS or field.key == "styles"
+
+
+def renewed(controls: Sequence[Control], language: Language, library: Settings) -> list[Any]:
+    """For those that are `listed`: what there is to choose from by now."""
+    found = {control.listed.key: choices_of(control.listed, library) or [] for control in controls if control.listed}
+    return [
+        gr.update(choices=_rows(control.listed, found[control.listed.key], language))
+        for control in controls
+        if control.listed
+    ]
 
 
 def _number(field: Field, path: tuple[str, ...], words: dict[str, Any], automatic: str) -> Control:
@@ -195,40 +217,12 @@ def _number(field: Field, path: tuple[str, ...], words: dict[str, Any], automati
     return Control(path, box, default)
 
 
-def _picture(field: Field, words: dict[str, Any], rules: Rules) -> Any:
+def _picture(field: Field, words: dict[str, Any]) -> Any:
     if get_origin(field.kind) is tuple:
         return gr.File(file_count="multiple", file_types=["image"], type="filepath", **words)
-    picture = gr.Image(
+    return gr.Image(
         type="filepath", image_mode=None, sources=["upload", "clipboard"], height=240, format="png", **words
     )
-    return safe(picture, rules)
-
-
-def safe(component: Any, rules: Rules) -> Any:
-    """A component that looks at a file before it opens the picture in it: no bomb, and no file that is no picture."""
-    plain = component.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        sent = getattr(component, "blob_storage", {}).get(getattr(payload, "id", None))
-        for data in (*_pictures_in(payload), *_pictures_in(sent)):
-            check_picture(data, "image", rules)
-        return plain(payload)
-
-    component.preprocess = preprocess
-    return component
-
-
-def _pictures_in(payload: Any) -> Iterator[bytes]:
-    """The bytes of what an image or an image editor was sent: files, or for the editor the bytes themselves."""
-    if isinstance(payload, bytes | bytearray):
-        yield bytes(payload)
-    elif getattr(payload, "path", None):
-        yield Path(payload.path).read_bytes()
-    elif payload is not None:
-        for name in ("background", "composite"):
-            yield from _pictures_in(getattr(payload, name, None))
-        for each in getattr(payload, "layers", None) or ():
-            yield from _pictures_in(each)
 
 
 def choices_of(field: Field, library: Settings) -> list[str] | None:

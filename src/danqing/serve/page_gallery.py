@@ -47,9 +47,9 @@ def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> 
         gr.Accordion(say("filters"), open=False, elem_classes="dq-group", elem_id="gallery-filters"),
         gr.Row(elem_classes="dq-controls"),
     ):
-        kinds = [(say("newest"), ""), *((say(f"kind_{each}"), each) for each in KINDS)]
+        kinds = [(say("all"), ""), *((say(f"kind_{each}"), each) for each in KINDS)]
         kind = gr.Dropdown(kinds, value="", label=say("kind"))
-        rating = gr.Dropdown([(say("newest"), 0), *STARS[1:]], value=0, label=say("rating"), elem_id="gallery-least")
+        rating = gr.Dropdown([(say("all"), 0), *STARS[1:]], value=0, label=say("rating"), elem_id="gallery-least")
         model = gr.Textbox(label=say("of_model"), max_lines=1)
         tag = gr.Textbox(label=say("tag"), max_lines=1, elem_id="gallery-tag")
         seed = gr.Textbox(label=say("seed"), max_lines=1, elem_classes="dq-number", elem_id="gallery-seed")
@@ -66,14 +66,15 @@ def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> 
                 show_label=False, elem_id="gallery-wall", buttons=[],
             )  # fmt: skip
             with gr.Row(elem_classes="dq-pager"):
-                earlier = gr.Button("‹", size="sm", min_width=40, elem_id="gallery-earlier")
+                earlier = gr.Button(say("newer"), size="sm", min_width=40, elem_id="gallery-earlier")
                 status = gr.HTML("", elem_id="gallery-found")
-                later = gr.Button("›", size="sm", min_width=40, elem_id="gallery-later")
+                later = gr.Button(say("older"), size="sm", min_width=40, elem_id="gallery-later")
         with gr.Column(elem_classes="dq-details dq-panel", visible=False, elem_id="gallery-details") as panel:
             chosen = _details(studio, tabs, choose, told, panel)
     _compare(studio, chosen.identity)
     with gr.Row(elem_classes="dq-sends"):
         brought = gr.Button(say("import"), size="sm", elem_classes="dq-quiet", elem_id="gallery-import")
+        told_of = gr.HTML("", elem_id="gallery-imported")
     ids, offset = gr.State(()), gr.State(0)
     asked = [offset, words, model, tag, kind, rating, favourite, deleted, seed, since, until]
     outputs = [wall, ids, offset, status]
@@ -114,13 +115,20 @@ def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> 
     def bring() -> str:
         own = studio.engine.folder / "import"
         own.mkdir(exist_ok=True)
-        try:
-            done = import_folder(studio.engine, own, (own, *studio.settings.folders))
-        except DanqingError as error:
-            return message(str(error), problem=True)
-        return message(f"{say('imported')}: {done.added}; {'; '.join(done.failed[:3])}")
+        lines: list[str] = []
+        failed: list[str] = []
+        for folder in (own, *studio.settings.folders):
+            try:
+                done = import_folder(studio.engine, folder, (folder,))
+            except DanqingError as error:
+                failed.append(str(error))
+                continue
+            lines.append(f"{say('imported')} {folder}: {done.added}")
+            failed += done.failed[:3]
+        return message("; ".join([*lines, *failed]), problem=bool(failed))
 
-    on(brought.click, bring, None, [status])
+    imported = on(brought.click, bring, None, [told_of])
+    imported.then(turned(None), asked, outputs, queue=False, show_progress="hidden", api_visibility="private")
     return lambda event: on(event, turned(0), asked, outputs)
 
 

@@ -84,7 +84,7 @@ def grouped(
 def drawn(studio: Studio, group: str, fields: Sequence[Field], places: dict[str, Any]) -> list[Control]:
     """Draw a group; its place is put into `places`."""
     controls: list[Control] = []
-    library, rules = studio.engine.models.settings, studio.engine.rules
+    library = studio.engine.models.settings
     visible = group not in ("mask", "masking", "outpaint")
     if group in _PLAIN:
         places[group] = gr.Column(elem_classes=["dq-panel", f"dq-g-{group}"], visible=visible)
@@ -93,5 +93,5 @@ def drawn(studio: Studio, group: str, fields: Sequence[Field], places: dict[str,
         places[group] = gr.Accordion(title, open=group in _OPEN, visible=visible, elem_classes="dq-group")
     with places[group], gr.Row(elem_classes="dq-controls"):
         for each in fields:
-            controls += controls_of(each, studio.language, library, rules)
+            controls += controls_of(each, studio.language, library)
     return controls

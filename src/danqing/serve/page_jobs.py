@@ -43,14 +43,15 @@ def look(engine: Engine, identity: str, say: Say, *, previews: bool = True) -> S
     if job.over:
         info = "\n\n".join(filter(None, (job.error, pictures[0].infotext if pictures else "", notes)))
         return Shown(_ended(job, say), pictures, info, True)
-    return Shown(_bar(job, engine.progress(identity, preview=previews), say), pictures, notes, False)
+    before = engine.store.before(job) if job.state == "queued" else 0
+    return Shown(_bar(job, engine.progress(identity, preview=previews), before, say), pictures, notes, False)
 
 
-def welcome(name: str, say: Say) -> str:
+def welcome(name: str, say: Say, examples: Sequence[str] = ()) -> str:
     """What stands where pictures will be; prompts to try are taken by a click (`page.js`)."""
     chips = "".join(
         f'<button type="button" class="dq-chip" data-dq-prompt="{html.escape(each, quote=True)}">{html.escape(each)}</button>'
-        for each in (say("examples").split("|") if name == "txt2img" else ())
+        for each in examples
     )
     tries = f'<div class="dq-chips">{chips}</div>' if chips else ""
     return f'<div class="dq-welcome"><p>{html.escape(say(f"welcome_{name}"))}</p>{tries}</div>'
@@ -67,10 +68,12 @@ def _ended(job: Job, say: Say) -> str:
     return message(text, problem=job.state == "failed")
 
 
-def _bar(job: Job, progress: Progress, say: Say) -> str:
+def _bar(job: Job, progress: Progress, before: int, say: Say) -> str:
     words = [say("paused") if progress.text == "paused" else say(job.state)]
+    if before:
+        words.append(f"{before} {say('before')}")
     if progress.steps:
-        words.append(f"{say('step')} {progress.step}/{progress.steps}")
+        words.append(say("step").format(progress.step, progress.steps))
     if progress.pictures > 1:
         words.append(f"{min(progress.picture + 1, progress.pictures)}/{progress.pictures}")
     if progress.left is not None:
@@ -82,9 +85,9 @@ def _bar(job: Job, progress: Progress, say: Say) -> str:
 def bar(percent: int, text: str, above: str = "") -> str:
     """How far something is, under what is to be seen of it (HTML)."""
     return (
-        f'<div class="dq-status dq-busy" role="status">{above}<div class="dq-bar" role="progressbar" '
-        f'aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100"><div style="width:{percent}%"></div></div>'
-        f"<div>{html.escape(text)}</div></div>"
+        f'<div class="dq-status dq-busy">{above}<div class="dq-bar" role="progressbar" '
+        f'aria-label="{html.escape(text, quote=True)}" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100">'
+        f'<div style="width:{percent}%"></div></div><div>{html.escape(text)}</div></div>'
     )
 
 

@@ -15,7 +15,7 @@ from danqing.errors import DanqingError
 from danqing.families import Defaults
 from danqing.library.folders import BUNDLED
 from danqing.requests import ImageToImage, Inpaint, Outpaint, TextToImage
-from danqing.serve.page_controls import asked, safe
+from danqing.serve.page_controls import asked
 from danqing.serve.page_groups import grouped
 from danqing.serve.page_studio import Studio, Tab, buttons, on, outputs, prompts, refused, submitted, wire
 from danqing.serve.work import Enlarge
@@ -40,7 +40,7 @@ def txt2img(studio: Studio) -> Tab:
     """Text to picture: it stands ready, so that one click paints."""
     with gr.Row(elem_classes="dq-studio"):
         with gr.Column(elem_classes="dq-say"):
-            controls = prompts(studio, "txt2img", studio.say("example"))
+            controls = prompts(studio, "txt2img", studio.examples[0])
         with gr.Column(elem_classes="dq-out"):
             pressed = buttons(studio, "txt2img")
             results = outputs(studio, "txt2img")
@@ -92,12 +92,16 @@ def img2img(studio: Studio) -> Tab:
     def submit(name: str, painted: Any, drawn: Any, *values: Any) -> tuple[Any, ...]:
         kind = MODES[name]
         fields = asked(kind, controls, values)
-        if name == "sketch" and drawn is not None:
+        if name in canvas:  # its picture is on the canvas; that of the other ways is out of sight
+            fields.pop("image", None)
+        if name == "sketch" and drawn is not None and drawn["composite"] is not None:
             fields["image"] = drawn["composite"]
             if "width" not in fields and "height" not in fields:
-                fields |= dict(
-                    zip(("width", "height"), fitted(drawn["composite"].size, native(studio, fields.get("model"))))
-                )
+                try:
+                    own = native(studio, fields.get("model"))
+                except DanqingError as error:
+                    return refused(str(error))
+                fields |= dict(zip(("width", "height"), fitted(drawn["composite"].size, own)))
         if name == "inpaint" and painted is not None and painted["background"] is not None:
             fields["image"] = painted["background"]
             mask = stroke(painted["layers"])
@@ -229,9 +233,8 @@ def _sized(studio: Studio, picture: Any, model: str | None) -> list[str]:
 
 def _canvas(studio: Studio, label: str, size: int) -> Any:
     colours: dict[str, Any] = {"colors": ["#ffffff"], "color_mode": "fixed"} if label == "brush" else {}
-    editor = gr.ImageEditor(
+    return gr.ImageEditor(
         label=studio.say(label), type="pil", image_mode="RGBA", format="png", sources=["upload", "clipboard"],
         brush=gr.Brush(default_size=size, **colours), transforms=(), visible=False, height=460,
         elem_id=f"img2img-{label}", layers=False,
     )  # fmt: skip
-    return safe(editor, studio.engine.rules)

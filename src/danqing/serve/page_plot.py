@@ -41,16 +41,24 @@ def plot(studio: Studio, source: Tab) -> Tab:
             with gr.Column(elem_classes="dq-panel") as places["axes"]:
                 gr.HTML(_hint(studio, "plot_hint"))
                 axes = [each for letter in "XYZ" for each in _axis(studio, letter)]
-                vary = gr.CheckboxGroup(["x", "y", "z"], label=say("vary_seeds"), elem_id="plot-vary")
+                vary = gr.CheckboxGroup(
+                    ["x", "y", "z"], label=say("vary_seeds"), info=say("vary_seeds_hint"), elem_id="plot-vary"
+                )
             with gr.Column(elem_classes="dq-panel", visible=False) as places["matrix"]:
                 gr.HTML(_hint(studio, "matrix_hint"))
-                negative = gr.Checkbox(label=say("matrix_negative"), elem_id="plot-negative")
+                negative = gr.Checkbox(
+                    label=say("matrix_negative"), info=say("matrix_negative_hint"), elem_id="plot-negative"
+                )
             with gr.Column(elem_classes="dq-panel", visible=False) as places["prompts"]:
                 lines = gr.Textbox(label=say("plot_prompts"), info=say("prompts_hint"), lines=6, elem_id="plot-prompts")
             with gr.Column(elem_classes="dq-panel"), gr.Row(elem_classes="dq-controls"):
-                counted = gr.Checkbox(label=say("seed_each"), visible=False, elem_id="plot-iterate")
-                legend = gr.Checkbox(label=say("legend"), value=True, elem_id="plot-legend")
-                margin = gr.Slider(0, 100, value=0, step=1, label=say("margin"), elem_id="plot-margin")
+                counted = gr.Checkbox(
+                    label=say("seed_each"), info=say("seed_each_hint"), visible=False, elem_id="plot-iterate"
+                )
+                legend = gr.Checkbox(label=say("legend"), info=say("legend_hint"), value=True, elem_id="plot-legend")
+                margin = gr.Slider(
+                    0, 100, value=0, step=1, label=say("margin"), info=say("margin_hint"), elem_id="plot-margin"
+                )
         with gr.Column(elem_classes="dq-out"):
             pressed = buttons(studio, "plot")
             results = outputs(studio, "plot")

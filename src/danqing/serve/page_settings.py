@@ -12,7 +12,7 @@ from danqing.errors import DanqingError
 from danqing.library.settings import Settings, set_value, show
 from danqing.requests import TextToImage, read
 from danqing.serve.a1111_library import entries, stem
-from danqing.serve.page_controls import Field, controls_of, fields_of, shown
+from danqing.serve.page_controls import controls_of, fields_of, shown
 from danqing.serve.page_gallery import table_of
 from danqing.serve.page_jobs import message
 from danqing.serve.page_studio import Studio, Tab, on
@@ -58,7 +58,7 @@ def settings(studio: Studio) -> Callable[..., Any]:
                     name: gr.Button(
                         say(name), size="sm", min_width=60, elem_id=f"settings-{name}", elem_classes="dq-quiet"
                     )
-                    for name in ("pause", "resume", "unload", "refresh")
+                    for name in ("pause", "resume", "clear", "unload", "refresh")
                 }
     with gr.Row(elem_classes="dq-halves"):
         with gr.Column(elem_classes="dq-panel"):
@@ -85,7 +85,8 @@ def settings(studio: Studio) -> Callable[..., Any]:
         queue = say("paused") if engine.paused else f"{engine.store.waiting()} {say('waiting')}"
         text = f"{say('queue')}: {queue} · {say('loaded')}: {loaded} ({engine.models.size / 1e6:,.0f} MB)"
         options, current = studio.options(), engine.models.settings
-        values = [_shown(current, name) for name in KEPT]
+        values: list[Any] = [_shown(current, name) for name in KEPT]
+        values[0] = gr.update(value=values[0], choices=_models(studio))
         fields = shown(filled, options.get("fields", {}))
         return message(text), _jobs(studio), _every(studio), options.get("previews", True), *fields, *values
 
@@ -98,7 +99,12 @@ def settings(studio: Studio) -> Callable[..., Any]:
 
         return acted
 
-    for name, what in (("pause", engine.pause), ("resume", engine.resume), ("unload", engine.models.unload)):
+    def clear() -> None:
+        for job in engine.jobs(("queued",), limit=100_000):
+            engine.cancel(job.id)
+
+    acts = {"pause": engine.pause, "resume": engine.resume, "clear": clear, "unload": engine.models.unload}
+    for name, what in acts.items():
         on(pressed[name].click, act(what), None, outputs)
     on(pressed["refresh"].click, state, None, outputs)
 
@@ -131,9 +137,7 @@ def _filled(studio: Studio) -> list[Any]:
     made = []
     with gr.Row(elem_classes="dq-controls"):
         for name in FILLED:
-            control = controls_of(
-                Field("", name, fields[name].info), studio.language, studio.engine.models.settings, studio.engine.rules
-            )[0]
+            control = controls_of(fields[name], studio.language, studio.engine.models.settings)[0]
             control.component.elem_id = f"settings-{name}"
             made.append(control)
     return made
@@ -141,13 +145,12 @@ def _filled(studio: Studio) -> list[Any]:
 
 def _kept(studio: Studio) -> list[Any]:
     """The controls of `KEPT`, in its order."""
-    say, current = studio.say, studio.engine.models.settings
-    models = [stem(each) for each in entries(current, "checkpoint")]
+    say = studio.say
     formats = ["png", "jpg", "webp", "avif", "jxl"]
     with gr.Row(elem_classes="dq-controls"):
         return [
-            gr.Dropdown([(say("auto"), ""), *((each, each) for each in models)], label=say("default_model"), value="",
-                        allow_custom_value=True, elem_id="settings-default_model"),
+            gr.Dropdown(_models(studio), label=say("default_model"), value="", allow_custom_value=True,
+                        elem_id="settings-default_model"),
             gr.Textbox(label=say("output_pattern"), max_lines=1, info=say("pattern_hint"),
                        elem_id="settings-output_pattern"),
             gr.Dropdown(formats, label=say("output_format"), value="png", elem_id="settings-output_format"),
@@ -155,6 +158,12 @@ def _kept(studio: Studio) -> list[Any]:
             gr.Checkbox(label=say("picture_lossless"), elem_id="settings-picture_lossless"),
             gr.Checkbox(label=say("write_metadata"), elem_id="settings-write_metadata"),
         ]  # fmt: skip
+
+
+def _models(studio: Studio) -> list[tuple[str, str]]:
+    """The checkpoints that there are, and none, as choices."""
+    names = [stem(each) for each in entries(studio.engine.models.settings, "checkpoint")]
+    return [(studio.say("auto"), ""), *((name, name) for name in names)]
 
 
 def _shown(current: Settings, name: str) -> Any:

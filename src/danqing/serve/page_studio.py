@@ -40,6 +40,12 @@ class Studio:
     def say(self) -> Say:
         return say_in(self.language)
 
+    @property
+    def examples(self) -> list[str]:
+        """Prompts to try: in the reader's language for the bundled model, in English for others, which read no Chinese."""
+        say = self.say if self.engine.models.settings.default_model is None else say_in("en")
+        return say("examples").split("|")
+
     def options(self) -> dict[str, Any]:
         """What was set on the settings' tab for this page: `previews`, and fields of a request that are filled in."""
         return dict(self.engine.store.options().get(_KEY) or {})
@@ -102,7 +108,7 @@ def prompts(studio: Studio, name: str, value: str = "") -> list[Control]:
     every = {each.name: each for each in fields_of(REQUESTS["txt2img"])}
     controls: list[Control] = []
     for each in TEXTS:
-        control = controls_of(every[each], studio.language, studio.engine.models.settings, studio.engine.rules)[0]
+        control = controls_of(every[each], studio.language, studio.engine.models.settings)[0]
         box = control.component
         box.elem_id = f"{name}-{each}"
         box.elem_classes = ["dq-prompt"]
@@ -151,7 +157,8 @@ def buttons(studio: Studio, name: str, paint: str = "paint") -> dict[str, Any]:
 def outputs(studio: Studio, name: str) -> dict[str, Any]:
     """The components of a Tab from its status on, by their names there."""
     say = studio.say
-    status = gr.HTML(welcome(name, say), elem_id=f"{name}-status", elem_classes="dq-live-status")
+    tries = studio.examples if name == "txt2img" else ()
+    status = gr.HTML(welcome(name, say, tries), elem_id=f"{name}-status", elem_classes="dq-live-status")
     results = gr.Gallery(
         label=say("results"), show_label=False, format="png", columns=1, object_fit="contain", height="auto",
         interactive=False, buttons=["download", "fullscreen"], elem_id=f"{name}-results", elem_classes="dq-results",

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from danqing.errors import DanqingError
 from danqing.library.listing import Row, list_models
 from danqing.metadata.files import read_picture
 from danqing.metadata.read import as_infotext, tell
-from danqing.serve.page_controls import safe
 from danqing.serve.page_gallery import request_fields, send, table_of
 from danqing.serve.page_jobs import message
 from danqing.serve.page_studio import Studio, Tab, on
@@ -43,7 +43,7 @@ def models(studio: Studio, painting: Tab, choose: Any) -> Callable[..., Any]:
             elem_id="models-name",
         )  # fmt: skip
         kind = gr.Dropdown(
-            [(say("newest"), "")], value="", label=say("kind"), show_label=False, container=False, min_width=120,
+            [(say("all"), "")], value="", label=say("kind"), show_label=False, container=False, min_width=120,
             allow_custom_value=True,
         )  # fmt: skip
     cards = gr.HTML("", elem_id="models-cards")
@@ -53,7 +53,7 @@ def models(studio: Studio, painting: Tab, choose: Any) -> Callable[..., Any]:
         rows = list_models(library)
         kinds = sorted({row.kind for row in rows})
         found = [row for row in rows if (part or "").casefold() in row.name.casefold() and of in (None, "", row.kind)]
-        shown = gr.update(choices=[(say("newest"), ""), *((each, each) for each in kinds)])
+        shown = gr.update(choices=[(say("all"), ""), *((each, each) for each in kinds)])
         return cards_of(found, studio), shown
 
     def take(what: str, text: str) -> tuple[Any, ...]:
@@ -107,31 +107,40 @@ def _card(row: Row, studio: Studio) -> str:
 
 
 def _trigger_words(row: Row) -> tuple[str, ...]:
-    if row.kind not in _ADAPTERS:
+    if row.kind not in _ADAPTERS or not row.path.exists():
         return ()
+    return _words_of(row.path, row.path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4 * _CARDS)
+def _words_of(path: Path, stamp: int) -> tuple[str, ...]:
+    """An adapter's trigger words; read once, while it is written at `stamp`."""
     from danqing.adapters.inspect import inspect_adapter
 
     try:
-        return inspect_adapter(row.path).words
+        return inspect_adapter(path).words
     except DanqingError:
         return ()
 
 
 def _beside(path: Path) -> str:
     """The picture that lies beside a model, small, as a data URL."""
-    for ending in _PREVIEWS:
-        file = path.with_name(path.stem + ending)
-        if not file.is_file():
-            continue
-        try:
-            image = read_picture(file).image.convert("RGB")
-        except DanqingError:
-            return ""
-        image.thumbnail((_CARD, _CARD), Image.Resampling.LANCZOS)
-        data = io.BytesIO()
-        image.save(data, "WEBP", quality=75)
-        return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
-    return ""
+    files = (path.with_name(path.stem + ending) for ending in _PREVIEWS)
+    found = next((file for file in files if file.is_file()), None)
+    return "" if found is None else _small(found, found.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4 * _CARDS)
+def _small(file: Path, stamp: int) -> str:
+    """A picture on a card, as a data URL; made once, for all cards are drawn at every letter of a search."""
+    try:
+        image = read_picture(file).image.convert("RGB")
+    except DanqingError:
+        return ""
+    image.thumbnail((_CARD, _CARD), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=75)
+    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def pnginfo(studio: Studio, tabs: Mapping[str, Tab], choose: Any, picture: Any) -> None:
@@ -172,11 +181,10 @@ def told(studio: Studio, path: str | None) -> tuple[str, str]:
 
 def told_picture(studio: Studio) -> Any:
     """PNG info's picture, to be drawn later: other tabs send pictures to it."""
-    image = gr.Image(
+    return gr.Image(
         type="filepath", image_mode=None, label=studio.say("a_picture"), sources=["upload", "clipboard"],
         format="png", render=False, elem_id="pnginfo-picture",
     )  # fmt: skip
-    return safe(image, studio.engine.rules)
 
 
 def words(studio: Studio) -> None:

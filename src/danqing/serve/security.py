@@ -39,7 +39,7 @@ OPEN_PATHS = frozenset({"/healthz"})
 PAGE = "/"
 """Where the web page is; HTML from anywhere else may do nothing."""
 _PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "default-src 'self'; script-src 'self' 'nonce-{}' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
@@ -380,19 +380,28 @@ def check_exposure(settings: ServeSettings) -> None:
         )
 
 
+def page_policy(nonce: str) -> str:
+    """What the page may do: of the scripts that stand in its HTML those run that have the nonce, and no others."""
+    return _PAGE_POLICY.format(nonce)
+
+
 def dressed(message: MutableMapping[str, Any], path: str, seconds: float) -> None:
-    """Add the headers that keep a browser from running, framing or guessing what it is given."""
+    """Add the headers that keep a browser from running, framing or guessing what it is given.
+
+    The page brings a policy of its own (`page_policy`).
+    """
     headers: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in message.get("headers", ())]
     present = dict(headers)
     kind = present.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().casefold()
-    page = kind == "text/html" and path == PAGE and message["status"] < 400
+    policy = present.get(b"content-security-policy", b"").decode("latin-1")
+    page = kind == "text/html" and path == PAGE and message["status"] < 400 and bool(policy)
     extra = {
         "x-content-type-options": "nosniff",
         "referrer-policy": "same-origin",
         "x-frame-options": "DENY",
         "cross-origin-resource-policy": "same-origin",
         "cross-origin-opener-policy": "same-origin",
-        "content-security-policy": _PAGE_POLICY if page else _DATA_POLICY,
+        "content-security-policy": policy if page else _DATA_POLICY,
         "x-process-time": f"{seconds:.4f}",
     }
     if kind in _ACTIVE and not page:

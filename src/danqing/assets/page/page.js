@@ -32,8 +32,10 @@ window.danqing = (() => {
         // a text's last letters are taken over before the button is
         document.activeElement?.dispatchEvent(new Event("change", { bubbles: true }));
         setTimeout(() => paint.click(), 50);
-      } else if (event.key === "Escape" && !document.fullscreenElement && !document.activeElement?.closest(".preview")) {
-        button(".dq-interrupt")?.click();
+      } else if (event.key === "Escape" && !event.isComposing && !document.fullscreenElement) {
+        // where it closes something else, a list of choices or a large picture, it ends no painting
+        const within = document.activeElement;
+        if (!within?.closest(".preview") && within?.getAttribute("aria-expanded") !== "true") button(".dq-interrupt")?.click();
       }
     },
     true,
@@ -71,6 +73,7 @@ window.danqing = (() => {
       this.box?.remove();
       this.box = null;
       this.found = [];
+      this.area?.removeAttribute("aria-activedescendant");
     },
     async look(area) {
       const before = area.value.slice(0, area.selectionStart);
@@ -101,6 +104,7 @@ window.danqing = (() => {
         const row = document.createElement("li");
         row.textContent = each.text;
         row.setAttribute("role", "option");
+        row.id = `dq-complete-${index}`;
         row.setAttribute("aria-selected", String(index === this.at));
         row.addEventListener("mousedown", (event) => {
           event.preventDefault();
@@ -112,6 +116,7 @@ window.danqing = (() => {
       this.box.style.left = `${place.left + scrollX}px`;
       this.box.style.top = `${place.bottom + scrollY}px`;
       document.body.append(this.box);
+      this.area.setAttribute("aria-activedescendant", `dq-complete-${this.at}`);
     },
     take(index) {
       const { area, begun, found } = this;
@@ -181,10 +186,12 @@ window.danqing = (() => {
     if (!Number.isSafeInteger(Math.round(now)) || Number.isNaN(now)) return;
     event.preventDefault();
     const step = Number.isInteger(now) ? (now >= 64 && now % 8 === 0 ? 8 : 1) : 0.1;
-    fill(box, String(Math.round(Math.max(0, now + (event.key === "ArrowUp" ? step : -step)) * 100) / 100));
+    const next = Math.max(0, now + (event.key === "ArrowUp" ? step : -step));
+    fill(box, Number.isInteger(now) ? String(next) : String(Math.round(next * 100) / 100));
   });
 
-  // what is said of a word: Gradio's line under a label is shown in a bubble, by mouse, finger or keyboard
+  // what is said of a word: Gradio's line under a label is shown in a bubble, by mouse or finger;
+  // readers aloud find it where it is
 
   let bubble = null;
   const hide = () => {
