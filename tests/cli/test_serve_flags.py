@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +108,7 @@ def test_what_is_wrong_is_told_before_anything_is_opened(served: list[tuple[Engi
         (["--token", "short"], "16 characters"),
         (["--auth", "anna"], "USER:PASSWORD"),
         (["--tls-certfile", "/nowhere.pem"], "no such file"),
+        (["--tls-keyfile", __file__], "--tls-certfile"),
         (["--model", "nothing-of-this-name"], "nothing-of-this-name"),
         (["--frobnicate"], "no such option"),
     ):
@@ -112,6 +116,28 @@ def test_what_is_wrong_is_told_before_anything_is_opened(served: list[tuple[Engi
         assert isinstance(error, DanqingError), arguments
         assert words in str(error)
     assert served == []
+
+
+def test_the_unit_and_the_image_start_it(
+    served: list[tuple[Engine, ServeSettings]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy = Path(__file__).parents[2] / "deploy"
+    unit = re.search(r"^ExecStart=(.*)$", (deploy / "danqing.service").read_text(), re.MULTILINE)
+    assert unit is not None
+    program, command, *options = shlex.split(unit[1])
+    assert (Path(program).name, command) == ("danqing", "serve")
+    assert start(*options).exception is None
+    image = (deploy / "Dockerfile").read_text()
+    entry = re.search(r"^ENTRYPOINT (.*)$", image, re.MULTILINE)
+    assert entry is not None
+    program, command, *options = json.loads(entry[1])
+    assert (program, command) == ("danqing", "serve")
+    assert "--auth" in str(start(*options).exception)  # it listens to all, and so to nobody without a token
+    monkeypatch.setenv("DANQING_TOKENS", "a-token-of-16-characters-or-more")
+    assert start(*options).exception is None
+    assert served[-1][1].host == "0.0.0.0"
+    for line in re.findall(r"^COPY (.*)$", image, re.MULTILINE):
+        assert all((deploy.parent / name).exists() for name in line.split()[:-1]), line
 
 
 def test_folders_of_the_environment_are_no_part_of_the_settings_file(

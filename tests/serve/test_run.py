@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
+import queue
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
@@ -69,6 +75,53 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
         settings = ServeSettings(port=taken.getsockname()[1], api=False, page=False)
         with pytest.raises(DanqingError, match="--port"):
             run.serve(engine, settings)
+
+
+def test_tls_by_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    make = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=studio"
+    make += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
+    subprocess.run(make.split(), check=True, capture_output=True)
+    servers: list[Any] = []
+
+    class Server(run._Server):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            servers.append(self)
+
+    monkeypatch.setattr(run, "_Server", Server)
+    monkeypatch.setattr(run, "_warm", lambda engine, page: None)
+    engine, _ = fake_studio(tmp_path / "data", start=False)
+    settings = ServeSettings(port=0, api=False, page=False, certificate=certificate, key=key)
+    told: queue.Queue[str] = queue.Queue()
+    thread = threading.Thread(target=run.serve, args=(engine, settings, told.put))
+    thread.start()
+    url = urlsplit(told.get(timeout=60))
+    assert url.scheme == "https"
+    context = ssl.create_default_context(cafile=certificate)
+    secure = http.client.HTTPSConnection(str(url.hostname), url.port, context=context, timeout=30)
+    secure.request("GET", "/healthz")
+    assert secure.getresponse().status == 200
+    secure.close()
+    plain = http.client.HTTPConnection(str(url.hostname), url.port, timeout=30)
+    plain.request("GET", "/healthz")
+    with pytest.raises((OSError, http.client.HTTPException)):
+        plain.getresponse()
+    plain.close()
+    servers[0].should_exit = True
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path / "data", start=False)
+    (tmp_path / "certificate.pem").write_text("no certificate")
+    settings = ServeSettings(port=0, api=False, page=False, certificate=tmp_path / "certificate.pem")
+    with pytest.raises(DanqingError, match=r"certificate\.pem: TLS"):
+        run.serve(engine, settings)
 
 
 def test_log_lines() -> None:

@@ -199,6 +199,8 @@ def serve(
     for file in (served.certificate, served.key):
         if file is not None and not file.is_file():
             raise DanqingError(f"{file}: there is no such file")
+    if served.key is not None and served.certificate is None:
+        raise DanqingError("tls-keyfile: needs --tls-certfile, too")
     budget = memory or given.get("memory")
     models = ModelCache(
         None if budget is None else parse_memory(budget),

@@ -75,7 +75,8 @@ def open_engine(
 def serve(engine: Engine, settings: ServeSettings, ready: Callable[[str], None] = lambda url: None) -> None:
     """Serve until SIGINT or SIGTERM; the present step is finished, what waits goes on with the next start.
 
-    `ready` is told the address once it answers. Raises DanqingError where the port is taken, or everybody could come.
+    `ready` is told the address once it answers. Raises DanqingError where the port is taken, the certificate is none, or
+    everybody could come.
     """
     app = create_app(engine, settings)
     config = uvicorn.Config(
@@ -94,6 +95,13 @@ def serve(engine: Engine, settings: ServeSettings, ready: Callable[[str], None] 
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,
     )
+    try:
+        config.load()
+    except OSError as error:
+        engine.close()
+        raise DanqingError(
+            f"{settings.certificate}: TLS cannot begin with this certificate and its key: {error.strerror or error}"
+        ) from None
     try:
         socket = config.bind_socket()
     except (OSError, SystemExit):
