@@ -14,6 +14,9 @@ from PIL import Image
 
 from danqing.families import At, Model
 from danqing.library.settings import load_settings
+from danqing.metadata.files import read_picture
+from danqing.metadata.pixels import pixels_sha256
+from danqing.metadata.read import tell
 from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.pipeline.paint import paint
 from danqing.requests import ImageToImage, Inpaint, Outpaint, Painting, TextToImage
@@ -104,6 +107,16 @@ def test_the_engine_paints_what_paint_paints(tmp_path: Path, tiny: Model) -> Non
     (enlarged,) = engine.pictures(large.id)
     assert (enlarged.width, enlarged.height) == (128, 128)
     assert enlarged.infotext.endswith("Postprocess upscale by: 2, Postprocess upscaler: Lanczos")
+    # it keeps its record, by which it is painted and enlarged again
+    record = tell(read_picture(engine.path(enlarged))).resolved
+    assert record is not None
+    assert enlarged.record == record.model_dump_json(exclude_none=True)
+    assert [(step.before, step.after, step.request.upscaler) for step in record.enlarged] == [
+        ((64, 64), (128, 128), "Lanczos")
+    ]
+    assert (enlarged.kind, enlarged.prompt, enlarged.seed) == ("upscale", "a cat", 3)
+    with Image.open(engine.path(enlarged)) as image:
+        assert record.pixels == pixels_sha256(image)
     engine.close()
     assert not (tmp_path / "resume").exists() or not list((tmp_path / "resume").iterdir())
 

@@ -21,7 +21,7 @@ from danqing.families import At, Model
 from danqing.metadata.files import read_picture
 from danqing.metadata.infotext import infotext
 from danqing.pipeline.expand import counted
-from danqing.pipeline.extras import Enhance, enhancer, postprocessed
+from danqing.pipeline.extras import Enhance, enhancer, enlarged_record, postprocessed
 from danqing.pipeline.models import Say
 from danqing.pipeline.paint import stream
 from danqing.pipeline.picture import platform_of
@@ -244,7 +244,8 @@ def _enlarged(request: Enlarge, have: frozenset[int], note: Say, models: ModelCa
                 if done < steps:
                     yield Tick(index, 1, done, steps)
         text = postprocessed(opened.texts, asked, upright, image)
-        yield Tick(index, 1, steps, steps, finished=(Finished(index, image, infotext=text),))
+        record = enlarged_record(opened.texts, asked, upright, image, models.settings)
+        yield Tick(index, 1, steps, steps, finished=(Finished(index, image, record, text),))
 
 
 class _Stopped(Exception):
