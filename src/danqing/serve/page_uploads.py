@@ -26,12 +26,12 @@ def guarded(page: gr.Blocks, folder: Path, rules: Rules) -> gr.Blocks:
     page.state_session_capacity = SESSIONS
     plain = page.preprocess_data
 
-    async def preprocess_data(handler: Any, inputs: list[Any], state: Any, explicit_call: bool = False) -> Any:
+    async def preprocess_data(block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False) -> Any:
         try:
-            await asyncio.to_thread(_look, handler.inputs, inputs, state, folder.resolve(), rules)
+            await asyncio.to_thread(_look, block_fn.inputs, inputs, state, folder.resolve(), rules)
         except DanqingError as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from None
-        return await plain(handler, inputs, state, explicit_call)
+        return await plain(block_fn, inputs, state, explicit_call)
 
     page.preprocess_data = preprocess_data  # type: ignore[method-assign]
     return page
