@@ -137,7 +137,7 @@ def damaged(image: Image.Image, tmp_path: Path) -> dict[str, bytes]:
     save(image, tmp_path / "good.jpg", TEXT, "{}")
     png, jpg = ((tmp_path / name).read_bytes() for name in ("good.png", "good.jpg"))
     return {
-        "text.png": b"hello", "empty.png": b"", "cut.png": png[:-20], "head.png": png[:40], "cut.jpg": jpg[: len(jpg) // 2],
+        "text.png": b"hello", "empty.png": b"", "cut.png": png[:-40], "head.png": png[:40], "cut.jpg": jpg[: len(jpg) // 2],
         "flipped.png": png[:60] + bytes([png[60] ^ 255]) + png[61:],
     }  # fmt: skip
 
