@@ -9,40 +9,44 @@ ratio (ours / theirs; below 1 is faster) are printed. The hint is embedded once 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
-from diffusers import ControlNetModel
-from step import DTYPES, REFERENCE, compare, fill, inputs
+from diffusers import ControlNetModel, UNet2DConditionModel
+from step import NAMES, Call, compare, fill
 
+from danqing.checkpoints.sidecars import unet_json
 from danqing.families import FAMILIES
+from danqing.measure.inputs import inputs
 from danqing.models.controlnet import ControlNet, ControlNetConfig
 from danqing.runtime.blank import without_weights
-
-Call = Callable[[], torch.Tensor]
+from danqing.runtime.devices import DTYPES
 
 
 def calls(family: str, dtype: torch.dtype, size: int) -> tuple[Call, Call]:
     """Both networks over the same weights, one copy in memory, and the same input."""
     config = FAMILIES[family].denoiser
-    told = {name: value for name, value in REFERENCE[family].items() if name != "up_block_types"}
     with without_weights():
-        ours, theirs = ControlNet(ControlNetConfig(config)), ControlNetModel(**told)
+        ours = ControlNet(ControlNetConfig(config))
+        unet = UNet2DConditionModel.from_config(unet_json(config, size // 8))
+        theirs = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
     fill(ours, theirs, dtype)
-    theirs.eval()
-    latents, context, extra, added = inputs(config, dtype, size)
+    given = inputs(FAMILIES[family], 2, size, dtype)
     hint = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(2), dtype=dtype)
-    timestep, embedded, both = torch.tensor([601.0]), [ours.hint(hint)], hint.expand(2, -1, -1, -1)
+    embedded, both = [ours.hint(hint)], hint.expand(2, -1, -1, -1)
     return (
-        lambda: ours(latents, timestep, context, embedded, **extra)["mid_block"],
-        lambda: theirs(latents, timestep, context, both, added_cond_kwargs=added).mid_block_res_sample,
+        lambda: ours(given.latents, given.timestep, given.context, embedded, **given.told)["mid_block"],
+        lambda: (
+            theirs(
+                given.latents, given.timestep, given.context, both, added_cond_kwargs=given.added or None
+            ).mid_block_res_sample
+        ),
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=[*DTYPES], default="fp32")
-    parser.add_argument("--family", choices=list(REFERENCE), default="sd1")
+    parser.add_argument("--dtype", choices=NAMES, default="fp32")
+    parser.add_argument("--family", choices=["sd1", "sdxl"], default="sd1")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--size", type=int, help="pixels along each side; the family's default unless given")
     options = parser.parse_args()

@@ -8,7 +8,21 @@ from io import TextIOWrapper
 
 import typer
 
-from danqing.cli import adapters, config, dataset, evaluate, files, metadata, paint, plot, prompt, serve, train, upscale
+from danqing.cli import (
+    adapters,
+    benchmark,
+    config,
+    dataset,
+    evaluate,
+    files,
+    metadata,
+    paint,
+    plot,
+    prompt,
+    serve,
+    train,
+    upscale,
+)
 from danqing.errors import DanqingError
 from danqing.runtime.allocator import keep_memory
 
@@ -31,6 +45,7 @@ adapters.register(app)
 train.register(app)
 dataset.register(app)
 evaluate.register(app)
+benchmark.register(app)
 serve.register(app)
 config.register(app)
 
