@@ -234,6 +234,26 @@ class HyperTile(BaseModel):
     hires_only: bool = Field(False, description="in a hires fix's second pass alone")
 
 
+class StepCache(BaseModel):
+    """Step caching: the U-Net's deep part is asked at some of the steps only (DeepCache; Ma et al. 2024)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    every: int = Field(2, ge=2, le=1000, description="the whole U-Net is asked at one of so many steps")
+    depth: int = Field(1, ge=1, le=32, description="layers of the way up that are done at each step, the finest first")
+    start: Unit = Field(0.0, description="share of the steps at which it begins")
+    end: Unit = Field(1.0, description="share of the steps at which it ends")
+    threshold: float = Field(
+        0.0, ge=0, le=10, description="ask sooner where the deep part's input changed by such a share; 0 never does"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.start > self.end:
+            raise DanqingError(f"step_cache: start, {self.start:g}, should not be above end, {self.end:g}")
+        return self
+
+
 class SoftInpainting(BaseModel):
     """Soft inpainting: a grey mask is a strength (differential diffusion, Levin & Fried 2023; AUTOMATIC1111's script)."""
 

@@ -46,6 +46,7 @@ from danqing.request_parts import (
     SDUpscale,
     SelfAttention,
     SoftInpainting,
+    StepCache,
     Template,
     Text,
     TiledDiffusion,
@@ -79,9 +80,12 @@ _WITH_SETTINGS: Mapping[str, type[BaseModel]] = {
     "sag": SelfAttention,
     "token_merging": TokenMerging,
     "hypertile": HyperTile,
+    "step_cache": StepCache,
     "aesthetic": AestheticEmbedding,
 }
 """Fields that are `yes`, or settings in their order."""
+_GOES_BACK = ("DPM adaptive", "Restart")
+"""Samplers that do some steps more than once."""
 
 
 class Painting(BaseModel):
@@ -192,6 +196,13 @@ class Painting(BaseModel):
     hypertile: HyperTile | None = Field(
         None, description="faster, with attention in tiles: `yes`, or tile size, swap size, max depth (256,3,3)"
     )
+    step_cache: StepCache | None = Field(
+        None,
+        description="faster, asking the whole U-Net at some steps only: `yes`, or every, depth, start, end, threshold",
+    )
+    tgate: float = Field(
+        1.0, gt=0, le=1, description="faster: share of the steps after which the text is read no more (T-GATE)"
+    )
 
     aesthetic: AestheticEmbedding | None = Field(
         None,
@@ -229,7 +240,7 @@ class Painting(BaseModel):
             raise ValueError("should be MIMIC_SCALE or MIMIC_SCALE,PERCENTILE")
         return dict(zip(DynamicThresholding.model_fields, parts))
 
-    @field_validator("tiled_diffusion", "freeu", "pag", "sag", "token_merging", "hypertile", "aesthetic", mode="before")
+    @field_validator(*_WITH_SETTINGS, mode="before")
     @classmethod
     def _by_settings(cls, value: Any, info: ValidationInfo) -> Any:
         return as_settings(value, _WITH_SETTINGS[info.field_name or ""])
@@ -317,6 +328,7 @@ class Painting(BaseModel):
             raise DanqingError(
                 "sag: does not go with tiled_diffusion, whose tiles have no middle in common; leave one out"
             )
+        self._without_caches()
         if self.lora_regions:
             clashes = ("tiled_diffusion", "detailers", "sd_upscale", "inpaint_full_res")
             clash = next((field for field in clashes if getattr(self, field, None)), None)
@@ -332,6 +344,19 @@ class Painting(BaseModel):
             if seed + count - 1 > MAX_SEED:
                 raise DanqingError(f"{name}: the last of {count} pictures would have one above {MAX_SEED}; lower it")
         return self
+
+    def _without_caches(self) -> None:
+        """Raises DanqingError where what is kept from step to step meets what knows no such steps."""
+        fields = ("tiled_diffusion", "sag", "refiner_checkpoint")
+        clashes = [field for field in fields if getattr(self, field) is not None]
+        asked = (getattr(self, field, None) or "Euler" for field in ("sampler_name", "hr_sampler_name"))
+        samplers = [find_sampler(split_combined(name)[0]).name for name in asked]
+        clashes += [f"the sampler {name}" for name in samplers if name in _GOES_BACK]
+        if self.step_cache is not None and clashes:
+            raise DanqingError(f"step_cache: does not go with {clashes[0]}; leave one out")
+        clashes += [f"the sampler {name}" for name in samplers if name.endswith("CFG++")]
+        if self.tgate < 1 and clashes:
+            raise DanqingError(f"tgate: does not go with {clashes[0]}; leave one out")
 
 
 class TextToImage(Painting):

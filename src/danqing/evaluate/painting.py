@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,10 +36,12 @@ def paint_many(
     model: Model,
     *,
     steps: int | None = None,
+    fields: Mapping[str, object] | None = None,
     done: Callable[[int], None] = lambda count: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Tensor:
-    """(N, 3, H, W) uint8: what `paint` paints for each job, at the model's default size and sampler.
+    """(N, 3, H, W) uint8: what `paint` paints for each job, at the model's default size and sampler; `fields` are more
+    of a request's.
 
     Pictures of different prompts share the denoiser's calls, which `paint` on a CPU never does so that bits do not
     depend on the batch: here they differ by the arithmetic's precision. `done` is told how many more are painted.
@@ -50,8 +52,8 @@ def paint_many(
     pictures: dict[int, Tensor] = {}
     groups: dict[object, list[int]] = {}
     for number, job in enumerate(jobs):
-        fields = {"prompt": job.prompt, "seed": job.seed, "cfg_scale": job.cfg_scale, "steps": steps}
-        request = read(TextToImage, fields)
+        asked = {"prompt": job.prompt, "seed": job.seed, "cfg_scale": job.cfg_scale, "steps": steps}
+        request = read(TextToImage, {**asked, **(fields or {})})
         resolved = resolve(request, model.family, Reference(name=model.name or "model"))
         key = (job.prompt, job.cfg_scale)
         if key not in prepared:

@@ -44,6 +44,9 @@ class Conditioning:
     """This branch's weight among those of its side (AND prompts, regions)."""
     steps: tuple[float, float] = (float("-inf"), float("inf"))
     """Holds at `At.step` in the half-open range [first, last)."""
+    rows: tuple[tuple[int, int], ...] = ()
+    """In a call of the network: of each row, which branch it is of (the same number all through a run) and which
+    picture. Caches go by it."""
 
     def holds(self, step: float) -> bool:
         return self.steps[0] <= step < self.steps[1]

@@ -58,7 +58,8 @@ class Patches:
     queries: Mapping[str, QueryPatch] = field(default_factory=dict)
     """By attention layer."""
     blocks: Mapping[str, BlockPatch] = field(default_factory=dict)
-    """By block (`down_blocks.N`, `mid_block`, `up_blocks.N`, `...transformer_blocks.N`)."""
+    """By block (`down_blocks.N`, `mid_block`, `up_blocks.N`; within them `...resnets.M`, which is a residual block with
+    its transformer, `...transformer_blocks.N` and its `...attn2`)."""
 
 
 def stacked(parts: Iterable[Patches | None]) -> Patches | None:

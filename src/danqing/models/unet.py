@@ -6,6 +6,7 @@ Modules are named as diffusers' UNet2DConditionModel names them, without text as
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -170,7 +171,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, hidden: Tensor, context: Tensor, mask: Tensor | None, patches: Patches | None) -> Tensor:
         hidden = hidden + self.attn1(self.norm1(hidden), None, None, patches)
-        hidden = hidden + self.attn2(self.norm2(hidden), context, mask, patches)
+        hidden = hidden + _run(self.attn2.name, self.attn2, patches, self.norm2(hidden), context, mask, patches)
         return hidden + self.ff(self.norm3(hidden))  # type: ignore[no-any-return]
 
 
@@ -242,6 +243,13 @@ class Level(nn.Module):
         self, j: int, hidden: Tensor, embedding: Tensor, context: Tensor, mask: Tensor | None, patches: Patches | None
     ) -> Tensor:
         """The `j`-th residual block and its transformer."""
+        return _run(  # type: ignore[no-any-return]
+            f"{self.name}.resnets.{j}", partial(self._pair, j), patches, hidden, embedding, context, mask, patches
+        )
+
+    def _pair(
+        self, j: int, hidden: Tensor, embedding: Tensor, context: Tensor, mask: Tensor | None, patches: Patches | None
+    ) -> Tensor:
         hidden = self.resnets[j](hidden, embedding)
         if str(j) in self.attentions:
             hidden = self.attentions[str(j)](hidden, context, mask, patches)
@@ -443,7 +451,8 @@ class UNet(Encoder):
 
         What `patches.blocks` wraps: a down block's (hidden, embedding, context, mask, patches) -> (hidden, skips);
         the middle's, alike but -> hidden; an up block's (hidden, skips, embedding, context, mask, patches, size) ->
-        hidden; a transformer block's (tokens, context, mask, patches) -> tokens.
+        hidden; a residual block's with its transformer, as the middle's; a transformer block's, and of its layers
+        `attn2`'s, (tokens, context, mask, patches) -> tokens.
         """
         embedding = self.embed(timestep, pooled, time_ids, guidance)
         mask = None if mask is None else mask[:, None, None, :]
@@ -467,7 +476,7 @@ class UNet(Encoder):
         return self.conv_out(F.silu(self.conv_norm_out(hidden), inplace=True))  # type: ignore[no-any-return]
 
 
-def _run(name: str, block: nn.Module, patches: Patches | None, *arguments: Any) -> Any:
+def _run(name: str, block: Callable[..., Any], patches: Patches | None, *arguments: Any) -> Any:
     """The block, within its wrapper where there is one."""
     wrap = None if patches is None else patches.blocks.get(name)
     return block(*arguments) if wrap is None else wrap(block, arguments)

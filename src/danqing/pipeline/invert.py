@@ -66,7 +66,7 @@ def inverted(run: Run, latents: Tensor, request: ImageToImage, image: Image.Imag
     """(1, C, h, w): what an ImageToImage with `inversion` begins with; what its pictures lose on the way is said."""
     plain = request.model_copy(
         update={"prompt": request.inversion_prompt, "negative_prompt": "", "cfg_scale": 1.0, "regions": ()}
-        | {"pag": None, "sag": None}
+        | {"pag": None, "sag": None, "step_cache": None, "tgate": 1.0}
     )
     back = prepare(run.resolved.model_copy(update={"request": plain}), run.model, run.note)
     back = replace(back, sigmas=run.sigmas, refiner=None)

@@ -8,6 +8,8 @@ from danqing.adapters.attention_guidance import perturbed_source
 from danqing.adapters.freeu import freeu_source
 from danqing.adapters.hypertile import hypertile_source, splits
 from danqing.adapters.merging import merged_blocks, merging_source
+from danqing.adapters.step_cache import windows
+from danqing.adapters.tgate import gate_step
 from danqing.errors import DanqingError
 from danqing.families import At, Family, Model
 from danqing.models.unet import transformer_blocks
@@ -71,5 +73,11 @@ def patches_without_effect(asked: Painting, resolved: Painting, family: Family) 
         yield "pag", "its scale is 0"
     if asked.sag is not None and not asked.sag.scale:
         yield "sag", "its scale is 0"
+    if asked.step_cache is not None:
+        begins = windows(asked.step_cache, resolved.steps or 1)
+        if all(step == begin for step, begin in begins.items()):
+            yield "step_cache", f"of {resolved.steps} steps it leaves none out"
+    if asked.tgate < 1 and gate_step(asked.tgate, resolved.steps or 1) == resolved.steps:
+        yield "tgate", f"of {resolved.steps} steps none is beyond it"
     if asked.freeu is not None and asked.freeu.start == asked.freeu.end and asked.freeu.end != 1:
         yield "freeu", "it ends where it begins"

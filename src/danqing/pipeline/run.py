@@ -22,6 +22,7 @@ from danqing.models.controlnet import ControlNet
 from danqing.models.ip_adapter import IPAdapter
 from danqing.models.photomaker import PhotoMaker
 from danqing.models.seamless import seamless
+from danqing.pipeline.caching import caching
 from danqing.pipeline.decode import decode, encode, to_image
 from danqing.pipeline.detect import Detect
 from danqing.pipeline.levels import levels
@@ -45,6 +46,7 @@ from danqing.sampling import guidance
 from danqing.sampling.guidance import Scale
 from danqing.sampling.noise import sampling_noise
 from danqing.sampling.predict import PatchSource, predictor, timesteps, together
+from danqing.sampling.retrace import Retrace
 from danqing.sampling.samplers import (
     CFGPP_SCALE,
     NEEDS_NEGATIVE,
@@ -102,13 +104,16 @@ class Run:
         r, cell = self.resolved.request, self.model.family.autoencoder.downscale
         return (r.width or 0) // cell, (r.height or 0) // cell
 
-    def denoiser(self, plan: Plan, start: Start | None = None) -> Denoise:
-        """The network with all guidance that the request asks for."""
+    def denoiser(self, plan: Plan, start: Start | None = None, retrace: Retrace | None = None) -> Denoise:
+        """The network with all guidance that the request asks for; `retrace` is the run's, where it keeps something."""
         denoise = self._guided(plan, start)
+        if retrace is not None:
+            denoise = retrace.asking(denoise)
         if self.refiner is not None:
             share = self.resolved.request.refiner_switch_at or 0.0
             denoise = switch(denoise, self.refiner._guided(plan, None), self.model.process, share)
-        return self.wrap(denoise) if self.wrap else denoise
+        denoise = self.wrap(denoise) if self.wrap else denoise
+        return denoise if retrace is None else retrace.noting(denoise)
 
     def _guided(self, plan: Plan, start: Start | None) -> Denoise:
         r, process = self.resolved.request, self.model.process
@@ -119,6 +124,13 @@ class Run:
         sources: list[PatchSource] = [] if watch is None else [watch.source]
         steering = steering_sources(self.controls, self.model, self.count, r.dialect, self.note)
         sources += patch_sources(r, self.model, self.count, steering)
+        channels = self.channels if start is None or start.channels is None else start.channels
+        positive, negative = (_with_channels(side, channels) for side in (self.positive, self.negative))
+        embeds = self.model.family.denoiser.guidance_width > 0
+        if embeds:
+            positive, negative = (_with_scale(side, r.cfg_scale or 0.0) for side in (positive, negative))
+        keeps = caching(r, self.model, self.count)
+        sources += [] if keeps is None else keeps.sources(r, self.model, negative)
         predict = predictor(
             self.model,
             pictures_per_call=plan.pictures_per_call,
@@ -132,20 +144,16 @@ class Run:
             size = tiles.tile_width, tiles.tile_height
             predict = in_windows(predict, size, tiles.overlap, tiles.batch_size, WEIGHTS[tiles.method])
         scale: float | Scale = r.cfg_scale or 0.0
-        embeds = self.model.family.denoiser.guidance_width > 0
         if embeds:  # the network is told the scale, and guides itself
             scale = 1.0
         if sampler.name in NEEDS_NEGATIVE:
             scale = (r.cfg_scale or 0.0) / CFGPP_SCALE
-        if r.guidance_start > 0 or r.guidance_end < 1:
-            scale = guidance.interval(scale, self.count, r.guidance_start, r.guidance_end)
+        guided_until = min(r.guidance_end, r.tgate)
+        if r.guidance_start > 0 or guided_until < 1:
+            scale = guidance.interval(scale, self.count, r.guidance_start, guided_until)
         if r.s_min_uncond > 0:
             scale = guidance.skip_alternate(scale, r.s_min_uncond, 2 if sampler.second_order else 1)
         keep = sampler.name in NEEDS_NEGATIVE
-        channels = self.channels if start is None or start.channels is None else start.channels
-        positive, negative = (_with_channels(side, channels) for side in (self.positive, self.negative))
-        if embeds:
-            positive, negative = (_with_scale(side, r.cfg_scale or 0.0) for side in (positive, negative))
         seen = (positive, negative) if watch is None else (watch.marked(positive), watch.marked(negative))
         if channels is not None and channels is not self.channels and self.model.family.variant == "pix2pix":
             by_picture = (isinstance(r, ImageToImage) and r.image_cfg_scale) or 0.0
@@ -202,9 +210,11 @@ class Run:
         sample, ladder = SAMPLER_FUNCTIONS[name], self.plans
         puts_back = start is not None and start.puts_back(r.dialect, name)
         last: Step | None = None
+        keeps = caching(r, self.model, self.count)
+        retrace = None if keeps is None else Retrace(keeps.rests)
 
         def denoiser(plan: Plan) -> Denoise:
-            denoise = self.denoiser(plan, start)
+            denoise = self.denoiser(plan, start, retrace)
             return denoise if start is None else start.holding(denoise, noise, r.dialect, name, process)
 
         denoise = denoiser(ladder[0])

@@ -220,7 +220,8 @@ def _cast(conditioning: Conditioning, dtype: torch.dtype) -> Conditioning:
 
 def _rows(branch: Conditioning, rows: slice) -> Conditioning:
     """The part of a conditioning that belongs to these pictures."""
-    return branch.map(lambda t: t if t.shape[0] == 1 else t[rows])
+    part = branch.map(lambda t: t if t.shape[0] == 1 else t[rows])
+    return replace(part, rows=tuple((id(branch), picture) for picture in range(rows.start, rows.stop)))
 
 
 def _stack(branches: Sequence[Conditioning], pictures: int, pad: bool) -> Conditioning:
@@ -252,6 +253,7 @@ def _stack(branches: Sequence[Conditioning], pictures: int, pad: bool) -> Condit
         image_tokens=optional("image_tokens"),
         channels=None if channels is None else channels.expand(len(branches) * pictures, -1, -1, -1),
         controls=tuple(control.map(alike) for control in branches[0].controls),
+        rows=tuple(row for branch in branches for row in branch.rows),
     )
 
 

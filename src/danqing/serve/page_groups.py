@@ -43,7 +43,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "details": ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "sigma_min", "sigma_max", "rho",
                 "discard_penultimate"),
     "refiner": ("refiner_checkpoint", "refiner_switch_at"),
-    "speed": ("tiled_diffusion", "token_merging", "hypertile"),
+    "speed": ("quick", "step_cache", "tgate", "tiled_diffusion", "token_merging", "hypertile"),
     "sdxl": ("original_width", "original_height", "crop_left", "crop_top", "target_width", "target_height",
              "aesthetic_score", "negative_aesthetic_score"),
 }  # fmt: skip

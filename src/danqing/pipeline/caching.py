@@ -1,0 +1,63 @@
+"""What a run keeps from step to step, as its request asks: step caching, and T-GATE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from danqing.adapters.step_cache import step_cache_source, windows
+from danqing.adapters.tgate import gate_step, tgate_source
+from danqing.errors import DanqingError
+from danqing.families import At, Model
+from danqing.models.conditioning import Conditioning
+from danqing.models.weights import ByStep
+from danqing.requests import Painting
+from danqing.sampling.predict import PatchSource
+
+
+@dataclass(frozen=True)
+class Caching:
+    """When what is kept is made anew: by the step alone."""
+
+    begins: dict[int, int]
+    """Of the steps at which the step cache acts, where their windows begin."""
+    gate: int | None
+    """The first step at which no text is read."""
+
+    def sources(self, request: Painting, model: Model, negative: Sequence[Conditioning]) -> list[PatchSource]:
+        """For one run, whose caches they hold. They act around all others."""
+        config, found = model.family.denoiser, list[PatchSource]()
+        if request.step_cache is not None:
+            found.append(step_cache_source(request.step_cache, config, self.begins))
+        if self.gate is not None:
+            found.append(tgate_source(config, self.gate, [id(branch) for branch in negative]))
+        return found
+
+    def rests(self, before: At, now: At) -> bool:
+        """Whether what is kept at `now` may be from `before`."""
+        past, step = math.floor(before.step), math.floor(now.step)
+        begin = self.begins.get(step)
+        return (begin is not None and begin == self.begins.get(past)) or (
+            self.gate is not None and past == self.gate - 1 and before.step < now.step
+        )
+
+
+def caching(request: Painting, model: Model, steps: int) -> Caching | None:
+    """What a resolved request keeps over a run of `steps`; None where that is nothing.
+
+    The whole U-Net is also asked where another LoRA takes over, and at the step before T-GATE's.
+    Raises DanqingError where a model has guidance of its own, which T-GATE would end.
+    """
+    if request.step_cache is None and request.tgate == 1:
+        return None
+    if request.tgate < 1 and model.family.variant == "pix2pix":
+        raise DanqingError(
+            "tgate: does not go with instruct-pix2pix models, which have guidance of their own; leave it out"
+        )
+    gate = gate_step(request.tgate, steps) if request.tgate < 1 else None
+    order = model.denoiser.order if isinstance(model.denoiser, ByStep) else ()
+    whole = {step for step in range(1, len(order)) if order[step] != order[step - 1]}
+    if gate is not None:
+        whole.add(gate - 1)
+    return Caching({} if request.step_cache is None else windows(request.step_cache, steps, whole), gate)
