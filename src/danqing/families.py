@@ -199,6 +199,8 @@ class Family:
     """SDXL's size conditioning: `base` is original size, crop, target size; `refiner` ends in an aesthetic score."""
     zero_empty_negative: bool = False
     """Whether an empty negative prompt is all zeros instead of the encoders' output (SDXL base)."""
+    autoencoder_overflows: bool = False
+    """Whether the published autoencoder's values are too large for float16 (SDXL's)."""
     spacing: Spacing | None = None
     """The published scheduler configuration's `timestep_spacing`, for the diffusers dialect; None is each class's own."""
     defaults: Defaults = Defaults()
@@ -250,6 +252,7 @@ SDXL = Family(
     _XL_VAE,
     size_ids="base",
     zero_empty_negative=True,
+    autoencoder_overflows=True,
     spacing="leading",
     defaults=_XL_DEFAULTS,
 )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from danqing.errors import DanqingError
-from danqing.runtime.devices import cpu_multiplies_bfloat16, pick_device, pick_dtype
+from danqing.runtime.devices import cpu_multiplies_bfloat16, pick_device, pick_dtype, widened
 
 
 def test_a_named_device() -> None:
@@ -77,3 +77,12 @@ def test_auto_dtype_follows_the_cuda_device(
 def test_unknown_dtypes_are_refused() -> None:
     with pytest.raises(DanqingError, match="choose auto, float32"):
         pick_dtype("int8", torch.device("cpu"))
+
+
+def test_what_overflows_float16_is_widened_where_the_device_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    for capability, dtype in (((8, 0), torch.bfloat16), ((7, 5), torch.float16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert widened(torch.float16, device) == dtype
+        assert widened(torch.float32, device) == torch.float32
+    assert widened(torch.float16, torch.device("cpu")) == torch.float16

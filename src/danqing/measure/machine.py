@@ -103,8 +103,8 @@ def clock(call: Callable[[], Any], device: str) -> tuple[float, Any]:
 
 
 @torch.no_grad()
-def rates(dtype: str, device: str, scale: float = 1.0) -> Rates:
-    """The best convolution and linear layer of the sizes that U-Nets have; `scale` shrinks them (for tests)."""
+def rates(dtype: str, device: str) -> Rates:
+    """The best convolution and linear layer of the sizes that U-Nets have."""
     precision = DTYPES[dtype]
     more = _GPU if device.startswith("cuda") else 1
 
@@ -117,13 +117,12 @@ def rates(dtype: str, device: str, scale: float = 1.0) -> Rates:
 
     convolutions, products = [], []
     for channels, side in _CONVOLUTIONS:
-        side = max(round(side * scale), 8)
         x = random(2 * more, channels, side, side).contiguous(memory_format=torch.channels_last)
         weight = random(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         flops = 2 * 9 * channels**2 * side**2 * len(x)
         convolutions.append(best(lambda: F.conv2d(x, weight, padding=1), flops))  # noqa: B023
     for rows, width, out in _PRODUCTS:
-        rows = max(round(rows * scale), 8) * more
+        rows *= more
         tokens, matrix = random(rows, width), random(out, width)
         products.append(best(lambda: F.linear(tokens, matrix), 2 * rows * width * out))  # noqa: B023
     return Rates(max(convolutions), max(products))

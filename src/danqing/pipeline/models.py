@@ -15,7 +15,7 @@ from danqing.library.folders import BUNDLED
 from danqing.library.hash_cache import HashCache
 from danqing.library.names import find
 from danqing.library.settings import Settings, load_settings
-from danqing.runtime.devices import pick_device, pick_dtype
+from danqing.runtime.devices import pick_device, pick_dtype, widened
 
 Say = Callable[[str], None]
 
@@ -55,6 +55,8 @@ def load(
         vae=find_vae(str(vae), settings) if vae else None,
         ema=ema,
     )
+    if model.family.autoencoder_overflows:  # else each picture would be decoded in vain before it is in float32
+        model.autoencoder.to(widened(precision, target))
     if not model.family.text_encoders:
         raise DanqingError(f"{model.path}: is {model.family.title}, which only enlarges; give it by --upscaler")
     if entry.path.is_dir():  # which says less than the name: the Hub's are commits

@@ -59,6 +59,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float16
 
 
+def widened(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """`dtype`, or where that is float16 and `device` multiplies in bfloat16, whose range is float32's, that.
+
+    CUDA devices do from compute capability 8 on. It is for networks whose values float16 cannot hold.
+    """
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if able and dtype == torch.float16 else dtype
+
+
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions that multiply bfloat16 matrices; without them float32 is faster."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
