@@ -203,6 +203,10 @@ class Painting(BaseModel):
     tgate: float = Field(
         1.0, gt=0, le=1, description="faster: share of the steps after which the text is read no more (T-GATE)"
     )
+    quick: bool = Field(
+        False,
+        description="faster at a small, measured loss: step_cache and tgate, where they are not asked for otherwise",
+    )
 
     aesthetic: AestheticEmbedding | None = Field(
         None,
@@ -355,8 +359,9 @@ class Painting(BaseModel):
         if self.step_cache is not None and clashes:
             raise DanqingError(f"step_cache: does not go with {clashes[0]}; leave one out")
         clashes += [f"the sampler {name}" for name in samplers if name.endswith("CFG++")]
-        if self.tgate < 1 and clashes:
-            raise DanqingError(f"tgate: does not go with {clashes[0]}; leave one out")
+        if (self.tgate < 1 or self.quick) and clashes:
+            name = "tgate" if self.tgate < 1 else "quick"
+            raise DanqingError(f"{name}: does not go with {clashes[0]}; leave one out")
 
 
 class TextToImage(Painting):

@@ -13,15 +13,19 @@ import torch
 
 import danqing
 import danqing.pipeline.run as pipeline
+from danqing.adapters.fast import BY_NAME, Known
 from danqing.errors import DanqingError
 from danqing.families import At, Model
 from danqing.metadata.infotext import infotext, read_infotext
+from danqing.models.weights import ByStep
+from danqing.pipeline.caching import QUICK, caching
 from danqing.pipeline.replay import replay
-from danqing.request_parts import StepCache
-from danqing.requests import TextToImage, read
+from danqing.pipeline.resolve import resolve
+from danqing.request_parts import Reference, StepCache
+from danqing.requests import ResolvedRequest, TextToImage, read
 from danqing.sampling.types import Denoise, Prediction
 
-QUICK: dict[str, Any] = {"steps": 5, "seed": 3, "width": 64, "height": 64, "cfg_scale": 3.0, "prompt": "a cat"}
+SMALL: dict[str, Any] = {"steps": 5, "seed": 3, "width": 64, "height": 64, "cfg_scale": 3.0, "prompt": "a cat"}
 WAYS: dict[str, dict[str, Any]] = {
     "step cache": {"step_cache": "3,2"},
     "by halves": {"step_cache": "2,2", "sampler_name": "Heun"},
@@ -34,7 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def painted(model: Model, fields: dict[str, Any], **options: Any) -> list[np.ndarray]:
-    pictures = danqing.paint(read(TextToImage, {**QUICK, **fields}), model, say=lambda line: None, **options)
+    pictures = danqing.paint(read(TextToImage, {**SMALL, **fields}), model, say=lambda line: None, **options)
     return [np.asarray(picture.image) for picture in pictures]
 
 
@@ -111,7 +115,7 @@ def test_after_a_crash_it_goes_on_with_the_same_bits(way: str, tiny: Model, coun
     at_once = counted.calls
     for cut in (1, 4):
         told = Told()
-        events = danqing.stream(read(TextToImage, {**QUICK, **WAYS[way]}), tiny, say=lambda line: None, wrap=told.wrap)
+        events = danqing.stream(read(TextToImage, {**SMALL, **WAYS[way]}), tiny, say=lambda line: None, wrap=told.wrap)
         for event in events:
             if event.step == cut:
                 events.close()
@@ -145,9 +149,6 @@ def test_another_memory_plan_in_the_midst(tiny: Model, monkeypatch: pytest.Monke
 
 
 def test_the_whole_network_is_asked_where_another_lora_takes_over(tiny: Model, counted: Counted) -> None:
-    from danqing.models.weights import ByStep
-    from danqing.pipeline.caching import caching
-
     twice = replace(tiny, denoiser=ByStep([tiny.denoiser, tiny.denoiser], [0, 0, 1, 1, 1, 0]))
     found = caching(TextToImage(step_cache=StepCache(every=4)), twice, 6)
     assert found is not None
@@ -155,13 +156,28 @@ def test_the_whole_network_is_asked_where_another_lora_takes_over(tiny: Model, c
 
 
 def test_record_and_replay(tiny: Model, tmp_path: Path) -> None:
-    fields = {**QUICK, "step_cache": "3,2,0.25,0.9,0.5", "tgate": 0.75}
+    fields = {**SMALL, "step_cache": "3,2,0.25,0.9,0.5", "tgate": 0.75}
     (picture,) = danqing.paint(read(TextToImage, fields), tiny, say=lambda line: None)
     told = read_infotext(infotext(picture.record)).request
     assert told.step_cache == StepCache(every=3, depth=2, start=0.25, end=0.9, threshold=0.5)
     assert told.tgate == 0.75
     picture.save(tmp_path / "cat.png")
     assert replay(tmp_path / "cat.png", tiny, say=lambda line: None).identical
+
+
+def test_quick_fills_in_what_is_not_asked(tiny: Model) -> None:
+    def resolved(fast: Known | None = None, **fields: Any) -> ResolvedRequest:
+        return resolve(read(TextToImage, {"quick": "yes", **fields}), tiny.family, Reference(name="m"), fast=fast)
+
+    plain = resolved().request
+    assert (plain.quick, plain.step_cache, plain.tgate) == (False, QUICK["step_cache"], QUICK["tgate"])
+    own = resolved(step_cache="2,3").request
+    assert (own.step_cache, own.tgate) == (StepCache(every=2, depth=3), QUICK["tgate"])
+    few = resolved(Known(BY_NAME["lightning"], "you"))
+    assert few.request.step_cache is None
+    assert "quick has no effect: a model of few steps has none to spare" in few.notes
+    told = read_infotext(infotext(resolved())).request
+    assert (told.step_cache, told.tgate) == (plain.step_cache, plain.tgate)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +188,7 @@ def test_record_and_replay(tiny: Model, tmp_path: Path) -> None:
         ({"step_cache": "yes", "refiner_checkpoint": "x"}, "step_cache: does not go with refiner_checkpoint"),
         ({"step_cache": "yes", "sampler_name": "Restart"}, "step_cache: does not go with the sampler Restart"),
         ({"tgate": 0.5, "hr_sampler_name": "DPM adaptive"}, "tgate: does not go with the sampler DPM adaptive"),
+        ({"quick": True, "sag": "yes"}, "quick: does not go with sag"),
         ({"tgate": 0.5, "sampler_name": "DDIM CFG++"}, "tgate: does not go with the sampler DDIM CFG++"),
         ({"step_cache": "2,1,0.7,0.2"}, "step_cache: start, 0.7, should not be above end, 0.2"),
         ({"step_cache": "1"}, "step_cache.every"),

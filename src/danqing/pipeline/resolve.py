@@ -11,6 +11,7 @@ from danqing.adapters.fast import Known, advice
 from danqing.adapters.fast import defaults as fast_defaults
 from danqing.errors import DanqingError
 from danqing.families import Family
+from danqing.pipeline.caching import quick_changes
 from danqing.pipeline.expand import draw_seed, expand
 from danqing.pipeline.patching import patches_without_effect
 from danqing.request_parts import Reference
@@ -123,6 +124,8 @@ def resolve(
     }
     if fast is not None:
         changes |= _fast_changes(request, changes, fast, family, notes)
+    if request.quick and fast is None:
+        changes |= quick_changes(request, family)
     if family.size_ids != "none":
         for side in ("width", "height"):
             changes[f"original_{side}"] = getattr(request, f"original_{side}") or changes[side]
@@ -234,6 +237,8 @@ def without_effect(asked: Painting, resolved: Painting, family: Family) -> Itera
         tiles, cell = asked.tiled_diffusion, family.autoencoder.downscale
         if tiles.tile_width * cell >= (resolved.width or 0) and tiles.tile_height * cell >= (resolved.height or 0):
             yield "tiled_diffusion", "the picture fits into one tile"
+    if asked.quick and resolved.quick:
+        yield "quick", "a model of few steps has none to spare"
     if asked.subseed not in (None, -1) and not resolved.subseed_strength:
         yield "subseed", "subseed_strength is 0"
     yield from patches_without_effect(asked, resolved, family)
