@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from danqing.runtime.attention import BLOCK, attention
+from danqing.runtime.attention import ROWS, attention
 
 
 def inputs(batch: int, heads: int, length: int, keys: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -27,11 +27,11 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
-SHAPES = [(2, 3, 50, 50, 16), (1, 2, 300, 77, 40), (2, 2, 600, 600, 40), (1, 1, 260, 257, 64), (1, 1, 700, 3000, 24)]
+SHAPES = [(2, 3, 50, 50, 16), (1, 2, 300, 77, 40), (2, 2, 600, 1030, 40), (1, 1, 260, 1024, 64), (1, 1, 700, 3000, 24)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-3)])
 def test_formula(shape: tuple[int, ...], dtype: torch.dtype, bound: float) -> None:
     query, key, value = inputs(*shape, dtype)
     assert error(attention(query, key, value), formula(query, key, value, shape[-1] ** -0.5)) < bound
@@ -49,6 +49,16 @@ def test_large_scores_stay_as_fine_as_torchs(offset: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_key_far_above_the_guess(dtype: torch.dtype) -> None:
+    """One that no sample sees, and that wins by more than a sigmoid can tell."""
+    query, key, value = inputs(1, 2, 512, 1024, 40, dtype)
+    key[:, :, 333] = query[:, :, 7] * 20
+    wanted = formula(query, key, value, 40**-0.5)
+    assert float((wanted[:, :, 7] - value[:, :, 333]).abs().max()) < 1e-6
+    assert error(attention(query, key, value), wanted) < 2e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mask(dtype: torch.dtype) -> None:
     query, key, value = inputs(2, 2, 20, 300, 16, dtype)
     mask = (torch.arange(300) < torch.tensor([[300], [120]]))[:, None, None, :]
@@ -60,7 +70,7 @@ def test_mask(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("length", "keys", "width"), [(1100, 1100, 40), (64, 77, 160)])
 def test_same_bits_in_any_batch(length: int, keys: int, width: int, dtype: torch.dtype) -> None:
     query, key, value = inputs(3, 8, length, keys, width, dtype)
-    assert 8 * length * keys > BLOCK or length == 64  # more than one block
+    assert length > 2 * ROWS or length == 64  # more than one block
     together = attention(query, key, value)
     alone = [attention(*(t[i : i + 1] for t in (query, key, value))) for i in range(3)]
     assert torch.equal(together, torch.cat(alone))

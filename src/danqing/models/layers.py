@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danqing.runtime.attention import attention
+from danqing.runtime.dense import linear
 
 
 def by_row(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -43,6 +44,13 @@ class Conv2d(nn.Conv2d):
     """
 
 
+class Linear(nn.Linear):
+    """A linear layer of many vectors: x (..., C) -> (..., C')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class ResBlock(nn.Module):
     """A residual block of two convolutions (He et al. 2016), with the step's embedding added between them.
 
@@ -74,10 +82,10 @@ class PixelAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.group_norm = GroupNorm(groups, width, eps)
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q = Linear(width, width)
+        self.to_k = Linear(width, width)
+        self.to_v = Linear(width, width)
+        self.to_out = nn.ModuleList([Linear(width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, H W, C)

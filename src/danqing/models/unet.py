@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danqing.models.layers import Conv2d, GroupNorm, PixelAttention, ResBlock, Upsample, per_row
+from danqing.models.layers import Conv2d, GroupNorm, Linear, PixelAttention, ResBlock, Upsample, per_row
 from danqing.models.patches import Patches
 from danqing.runtime.attention import attention
+from danqing.runtime.dense import gated, linear
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,10 @@ class Attention(nn.Module):
         super().__init__()
         self.name = name
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(context_width or width, width, bias=False)
-        self.to_v = nn.Linear(context_width or width, width, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q = Linear(width, width, bias=False)
+        self.to_k = Linear(context_width or width, width, bias=False)
+        self.to_v = Linear(context_width or width, width, bias=False)
+        self.to_out = nn.ModuleList([Linear(width, width)])
 
     def forward(self, hidden: Tensor, context: Tensor | None, mask: Tensor | None, patches: Patches | None) -> Tensor:
         context = hidden if context is None else context
@@ -130,11 +131,10 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, gate = self.proj(x).chunk(2, dim=-1)
-        return hidden * F.gelu(gate)  # type: ignore[no-any-return]
+        return gated(x, self.proj.weight, self.proj.bias)
 
 
 FEED_FORWARD_ROWS = 1024
@@ -147,7 +147,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         # the middle is where diffusers has a dropout: the names count it
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
@@ -182,7 +182,7 @@ class PixelLinear(nn.Conv2d):
         super().__init__(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class Transformer(nn.Module):
@@ -191,7 +191,7 @@ class Transformer(nn.Module):
     def __init__(self, name: str, width: int, heads: int, depth: int, config: UNetConfig) -> None:
         super().__init__()
         self.name = name
-        projection = nn.Linear if config.linear_projection else PixelLinear
+        projection = Linear if config.linear_projection else PixelLinear
         self.norm = GroupNorm(config.groups, width, eps=1e-6)
         self.proj_in = projection(width, width)
         self.transformer_blocks = nn.ModuleList(

@@ -6,12 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 8 * 128 * 4096
-"""Scores per block of queries: some 8 MB of bfloat16, which stay in the cache between the two products."""
+from danqing.runtime.dense import by_onednn
+
+ROWS = 256
+"""Queries at a time: with 4096 keys some 2 MB of scores, which stay in the cache between the two products."""
+MANY_KEYS = 1024
+"""From so many keys on, blocks of queries are faster than torch's kernel; a prompt has 77."""
+SAMPLE = 256
+"""Keys of which a query's greatest score is guessed."""
+MARGIN = 40.0
+"""How far under zero that greatest score is put. Scores that exceed the guess by less than 30 are as good as exact, and
+what is left out is less than exp(-47) of the greatest."""
 KEPT = 1 << 26
 """Scores that a training step may keep: 128 MB of bfloat16 for one attention of a batch."""
-FEW_KEYS = 256
-"""With fewer keys (a prompt's 77), torch's kernel is as fast."""
 
 
 def attention(
@@ -23,8 +30,8 @@ def attention(
     (B, heads, T, S); `scale` is D^-0.5 unless given. Returns (B, heads, T, D). Each picture's result is the same bits
     in any batch.
 
-    On a CPU, torch's kernel is slow in bfloat16, so there blocks of queries are multiplied out. Where gradients are
-    wanted, its backward is slower still, so all scores are kept while they are few (see `KEPT`).
+    On a CPU torch's kernel is slow where there are many keys, so there blocks of queries are multiplied out. Where
+    gradients are wanted, its backward is slower still, so all scores are kept while they are few (see `KEPT`).
     """
     if _trains(query, key, value) and query.device.type == "cpu" and query[..., 0].numel() * key.shape[2] <= KEPT:
         scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)
@@ -37,7 +44,7 @@ def attention(
     scale = width**-0.5 if scale is None else scale
     out = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
     for one, q, k, v in zip(out, query, key, value):
-        _by_blocks(one, q.contiguous(), k, v.contiguous(), scale)
+        _by_blocks(one, q, k, v, scale)
     return out
 
 
@@ -46,25 +53,30 @@ def _trains(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 def _blocks_pay(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    few = query.dtype != torch.bfloat16 or key.shape[2] < FEW_KEYS
-    return query.device.type == "cpu" and not few and not _trains(query, key, value)
+    fits = key.shape[2] >= MANY_KEYS and query.shape[2] >= ROWS
+    return fits and by_onednn(query, key, value)
 
 
 def _by_blocks(out: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
     """One picture's attention into `out` (heads, T, D): query (heads, T, D); key, value (heads, S, D).
 
-    bfloat16 scores would be as coarse as they are large, and the largest matter most. A constant per query leaves the
-    softmax as it is, so each query's greatest score over a sample of the keys is taken off inside the product, whose
-    sums are float32: the scores that matter are then near zero, where bfloat16 is fine.
+    The softmax takes no pass over the scores of its own. A constant per query leaves it as it is, so each query's
+    greatest score, guessed from a sample of the keys, and `MARGIN` are taken off inside the first product, by a column
+    more: now all scores are far below zero, where exp(x) is sigmoid(x) = exp(x) / (1 + exp(x)), which oneDNN applies to
+    its float32 sums. The second product adds them up as well, by a row of ones.
     """
-    heads, length, _ = query.shape
-    keys = key.shape[1]
-    rows = max(16, BLOCK // (heads * keys))
-    sample = key[:, :: keys // FEW_KEYS].transpose(1, 2)
-    key = torch.cat([key, key.new_ones(heads, keys, 1)], -1).transpose(1, 2)
-    nothing = query.new_zeros(1)
-    for start in range(0, length, rows):
-        block = query[:, start : start + rows]
-        top = torch.bmm(block, sample).amax(-1, keepdim=True)
-        scores = torch.baddbmm(nothing, torch.cat([block, -top], -1), key, beta=0, alpha=scale)
-        out[:, start : start + rows] = torch.bmm(torch.softmax(scores, -1), value)
+    fused = torch.ops.mkldnn._linear_pointwise
+    heads, length, width = query.shape
+    padded = -(-(width + 1) // 8) * 8  # whole vectors are faster
+    asked = torch.cat([query * scale, query.new_empty(heads, length, 1)], -1)
+    keys = torch.cat([key, key.new_ones(heads, key.shape[1], 1)], -1)
+    values = value.new_zeros(heads, padded, key.shape[1])
+    values[:, :width], values[:, width] = value.transpose(1, 2), 1
+    sample = key[:, :: key.shape[1] // SAMPLE].transpose(1, 2)
+    asked[:, :, width] = -torch.bmm(asked[:, :, :width], sample).amax(-1) - MARGIN
+    for head in range(heads):
+        for start in range(0, length, ROWS):
+            rows = slice(start, start + ROWS)
+            weights = fused(asked[head, rows], keys[head], None, "sigmoid", [], "")
+            summed = fused(weights, values[head], None, "none", [], "")
+            torch.div(summed[:, :width], summed[:, width : width + 1], out=out[head, rows])
