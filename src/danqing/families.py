@@ -440,6 +440,8 @@ class Model:
     """What changes every call of the denoiser (hypernetworks)."""
     text_changes: Mapping[str, TextChange] = field(default_factory=dict)
     """By component name: what is made of a text encoder's answers to prompts that are not negative (aesthetic gradients)."""
+    memory: int | None = None
+    """The most bytes of the device's memory (on the CPU, of the process's own) that painting should take."""
 
     @property
     def process(self) -> Process:

@@ -15,7 +15,6 @@ from small import random_model, read_all, same, small_family, states
 from danqing.checkpoints import checkpoint, layouts
 from danqing.checkpoints.checkpoint import networks, open_checkpoint
 from danqing.checkpoints.load import assign, load, load_autoencoder
-from danqing.checkpoints.memory import to_dtype
 from danqing.checkpoints.recognise import (
     DOUBTFUL_TENSOR,
     Configs,
@@ -29,6 +28,7 @@ from danqing.checkpoints.recognise import (
 from danqing.checkpoints.save import convert, save
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES, Process
+from danqing.runtime.conversion import to_dtype
 
 FAMILY_NAMES = list(FAMILIES)
 

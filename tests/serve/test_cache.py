@@ -14,7 +14,8 @@ from torch import nn
 from danqing.errors import DanqingError
 from danqing.library.folders import Entry
 from danqing.library.settings import load_settings
-from danqing.serve.cache import ModelCache, parse_memory
+from danqing.runtime.amounts import parse_memory
+from danqing.serve.cache import ModelCache
 
 SIZE = 4 * 100 * 10
 """Bytes of a model here."""

@@ -16,7 +16,8 @@ from danqing.adapters.lora import Adapter
 from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.models.clip import CLIPText
-from danqing.models.weights import WeightPatch, patched, twin
+from danqing.models.weights import WeightPatch, patched, patched_anew, twin
+from danqing.runtime.stream import Streamed, whole
 from danqing.vocabulary import choose
 
 _AT_ONCE = 1 << 18
@@ -71,7 +72,15 @@ def apply(model: Model, uses: Sequence[Use], say: Callable[[str], None] | None =
 @torch.no_grad()
 def _twin(net: nn.Module, changes: Changes) -> nn.Module:
     parameters = dict(net.named_parameters())
-    return twin(net, {name: patched(parameters[name], found) for name, found in changes.items()})
+    return twin(net, {name: _patched(parameters[name], found) for name, found in changes.items()})
+
+
+def _patched(weight: Tensor, changes: list[tuple[WeightPatch, float]]) -> Tensor:
+    """The weight as it will be; a streamed one is made once, to be measured, and then whenever it comes."""
+    done = patched(whole(weight), changes)
+    if not isinstance(weight, Streamed):
+        return done
+    return patched_anew(weight, changes)
 
 
 def strengths(use: Use, model: Model) -> list[tuple[WeightPatch, float]]:
@@ -92,18 +101,21 @@ class _Effect:
     def __init__(self) -> None:
         self.moved: list[Tensor] = []
         self.whole: list[Tensor] = []
+        self.known = False
 
     def measured(self, patch: WeightPatch) -> Callable[[Tensor, float], Tensor]:
         def measured(weight: Tensor, strength: float) -> Tensor:
             new = patch.change(weight, strength)
-            self.moved.append(_distance(new, weight) if patch.norm is None else abs(strength) * patch.norm())
-            self.whole.append(torch.linalg.vector_norm(weight))
+            if not self.known:
+                self.moved.append(_distance(new, weight) if patch.norm is None else abs(strength) * patch.norm())
+                self.whole.append(torch.linalg.vector_norm(weight))
             return new
 
         return measured
 
     def told(self, adapter: Adapter) -> str:
         """In words. Raises DanqingError where the numbers are not finite."""
+        self.known = True
         if not self.moved:
             return "changes nothing: its strength is 0"
         moved, whole = (math.hypot(*(float(norm) for norm in norms)) for norms in (self.moved, self.whole))

@@ -18,7 +18,7 @@ from danqing.checkpoints import layouts
 from danqing.checkpoints.checkpoint import problems
 from danqing.checkpoints.files import Entry, TensorFile, open_component, open_file, read_json
 from danqing.checkpoints.layouts import Depths, Entries, count_children
-from danqing.checkpoints.load import assign
+from danqing.checkpoints.load import assign, room
 from danqing.checkpoints.recognise import kind_of, unet_config
 from danqing.checkpoints.sidecars import exact_unet
 from danqing.errors import DanqingError
@@ -28,6 +28,7 @@ from danqing.models.lllite import LLLite, LLLiteLayer
 from danqing.models.t2i_adapter import T2IAdapter, T2IAdapterConfig, places
 from danqing.models.unet import Attention, UNet, UNetConfig, skip_channels
 from danqing.runtime.blank import without_weights
+from danqing.runtime.stream import whole
 
 MARKS = ("lora_controlnet", "difference")
 """Keys that say how a file is to be read, and hold no weights."""
@@ -69,7 +70,7 @@ def load_control(
     trouble = problems({"weights": entries}, {"weights": network}, ())
     if str(trouble):
         raise DanqingError(f"{path}: is not a whole {kind.title.split(' ', 1)[1]}: {trouble}")
-    assign(network, entries, device or model.device, dtype or model.dtype)
+    assign(network, entries, device or model.device, dtype or model.dtype, room(model))
     return network
 
 
@@ -184,7 +185,7 @@ def _size(config: UNetConfig) -> str:
 
 def _completed(entries: Entries, model: Model, path: Path) -> Entries:
     """A control-LoRA with its base: W + up @ down, and the U-Net's own weights where the file has none."""
-    base = model.denoiser.state_dict()
+    base = model.denoiser.state_dict(keep_vars=True)
     with without_weights():
         wanted = ControlNet(ControlNetConfig(model.family.denoiser)).state_dict()
     done = {key: entry for key, entry in entries.items() if not key.endswith((".up", ".down"))}
@@ -211,18 +212,18 @@ def _completed(entries: Entries, model: Model, path: Path) -> Entries:
 def _product(weight: torch.Tensor, up: Entry, down: Entry) -> Entry:
     def load() -> torch.Tensor:
         change = up.load().float().flatten(1) @ down.load().float().flatten(1)
-        return (weight.detach().cpu().float() + change.view(weight.shape)).to(weight.dtype)
+        return (whole(weight).detach().cpu().float() + change.view(weight.shape)).to(weight.dtype)
 
     return Entry(tuple(weight.shape), weight.dtype, load)
 
 
 def _entry(tensor: torch.Tensor) -> Entry:
-    return Entry(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach().cpu())
+    return Entry(tuple(tensor.shape), tensor.dtype, lambda: whole(tensor).detach().cpu())
 
 
 def _added(entries: Entries, model: Model, path: Path) -> Entries:
     """A file of differences with its base: every tensor that the U-Net has too is added to the U-Net's."""
-    base = model.denoiser.state_dict()
+    base = model.denoiser.state_dict(keep_vars=True)
     done = dict(entries)
     for key in entries.keys() & base.keys():
         if entries[key].shape != tuple(base[key].shape):
@@ -236,7 +237,7 @@ def _added(entries: Entries, model: Model, path: Path) -> Entries:
 
 def _sum(weight: torch.Tensor, change: Entry) -> Entry:
     def load() -> torch.Tensor:
-        return (weight.detach().cpu().float() + change.load().float()).to(weight.dtype)
+        return (whole(weight).detach().cpu().float() + change.load().float()).to(weight.dtype)
 
     return Entry(change.shape, weight.dtype, load)
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from danqing.checkpoints import pickles
-from danqing.checkpoints.memory import to_dtype
 from danqing.checkpoints.pickles import PickledArray, PickledTensor, Storage
 from danqing.errors import DanqingError
+from danqing.runtime.conversion import to_dtype
 
 MAX_HEADER = 100 << 20
 """Bytes: the safetensors format's own limit for its header."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from danqing.checkpoints.checkpoint import problems
 from danqing.checkpoints.files import TensorFile, open_component, open_file, read_json
 from danqing.checkpoints.layouts import Entries, Shape, count_children, open_clip_vision_table
-from danqing.checkpoints.load import assign
+from danqing.checkpoints.load import assign, room
 from danqing.checkpoints.recognise import kind_of
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES, Model
@@ -309,5 +309,5 @@ def _filled(network: Network, entries: Entries, file: TensorFile, model: Model, 
     trouble = problems({"weights": entries}, {"weights": network}, ())
     if str(trouble):
         raise DanqingError(f"{file.path}: is not a whole {title}, or for another U-Net: {trouble}")
-    assign(network, entries, model.device, model.dtype)
+    assign(network, entries, model.device, model.dtype, room(model))
     return network

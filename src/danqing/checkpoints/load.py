@@ -16,7 +16,6 @@ from danqing.checkpoints import hashes, layouts
 from danqing.checkpoints.checkpoint import VAE_PREFIX, networks, open_checkpoint, problems
 from danqing.checkpoints.files import Entry, TensorFile, open_component, open_file, read_json
 from danqing.checkpoints.layouts import Entries
-from danqing.checkpoints.memory import Block
 from danqing.checkpoints.recognise import CHECKPOINTS, FAMILY_KEY, family_from_json, kind_of, vae_config
 from danqing.checkpoints.sidecars import exact_vae
 from danqing.errors import DanqingError
@@ -24,6 +23,9 @@ from danqing.families import FAMILIES, Family, Model
 from danqing.models.autoencoder import Autoencoder
 from danqing.models.clip import CLIPText
 from danqing.runtime.blank import without_weights
+from danqing.runtime.conversion import Block
+from danqing.runtime.memory import left, plans, predicted_peak
+from danqing.runtime.stream import Streamed, filler, slot_bytes, stream, units
 
 _RUNNABLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -38,6 +40,7 @@ def load(
     ema: bool = False,
     family: Family | str | None = None,
     variant: str | None = None,
+    memory: int | None = None,
 ) -> Model:
     """Load a checkpoint: a single file of any format, or a diffusers folder.
 
@@ -45,7 +48,9 @@ def load(
     views of the mapped file: nothing is copied, and memory is taken as they are used. prediction: `epsilon`, `v`,
     `sample`, `flow`, `edm`, against what the file says. vae: a file or folder whose autoencoder takes the place of the
     checkpoint's own. ema: the moving average of the U-Net. family: a row, or its name, instead of recognising one.
-    variant: of a diffusers folder.
+    variant: of a diffusers folder. memory: the most bytes of the device's memory (on the CPU, of the process's own) that
+    painting should take; None is no limit. What does not fit of the weights is read from the file when its layer's turn
+    comes (`runtime.stream`); the pictures are the same.
 
     Raises DanqingError: no checkpoint, damaged, unsafe, or with missing, surplus and mis-shaped keys (all listed in
     one line).
@@ -61,8 +66,9 @@ def load(
         hint = "; give the autoencoder by --vae" if "the whole vae" in found.missing else ""
         raise DanqingError(f"{checkpoint.path}: does not fit {row.title}: {found}{hint}")
     dtype = dtype or _own_dtype(components["unet"])
+    rooms = _rooms(row, nets, components, device, dtype, memory)
     for name, net in nets.items():
-        assign(net, components[name], device, dtype)
+        assign(net, components[name], device, dtype, rooms.get(name))
     return Model(
         family=row,
         denoiser=nets["unet"],
@@ -72,7 +78,57 @@ def load(
         name=checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem,
         path=str(checkpoint.path),
         vae_path=None if vae is None else str(vae),
+        memory=memory,
     )
+
+
+def _rooms(
+    family: Family,
+    nets: Mapping[str, nn.Module],
+    components: Mapping[str, Entries],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    memory: int | None,
+) -> dict[str, int]:
+    """Bytes that each network's weights may take within `memory`; those that may take all are not there.
+
+    The autoencoder stays. The text encoders, who speak once, are the first to go.
+    """
+    if memory is None:
+        return {}
+    needs = {
+        name: sum(_bytes(components[name][key], device, dtype) for key in net.state_dict())
+        for name, net in nets.items()
+    }
+    free = _room(family, memory, device, dtype) - needs.pop("vae")
+    if sum(needs.values()) <= free:
+        return {}
+    return dict.fromkeys(needs, 0) | {"unet": max(free - slot_bytes(nets["unet"], dtype), 0)}
+
+
+def room(model: Model) -> int | None:
+    """Bytes that the weights of more networks may take, for `assign`; None is no limit."""
+    return None if model.memory is None else max(_room(model.family, model.memory, model.device, model.dtype), 0)
+
+
+def _room(family: Family, memory: int, device: torch.device | str, dtype: torch.dtype) -> int:
+    """Bytes that `memory` leaves for weights beside what painting at the family's own size takes."""
+    working = predicted_peak(
+        plans(1, device)[0],
+        weights=0,
+        denoiser=family.denoiser,
+        autoencoder=family.autoencoder,
+        width=family.defaults.width,
+        height=family.defaults.height,
+        itemsize=dtype.itemsize,
+    )
+    return left(memory, device) - working
+
+
+def _bytes(entry: Entry, device: torch.device | str, dtype: torch.dtype) -> int:
+    """Bytes that a weight takes besides its file's pages."""
+    mapped = entry.dtype == dtype and torch.device(device).type == "cpu"
+    return 0 if mapped else Block.aligned(entry.numel * dtype.itemsize)
 
 
 def _own_dtype(entries: Mapping[str, Entry]) -> torch.dtype:
@@ -85,21 +141,52 @@ def _own_dtype(entries: Mapping[str, Entry]) -> torch.dtype:
     return torch.bfloat16 if dtype.itemsize == 1 else torch.float32
 
 
-def assign(net: nn.Module, entries: Mapping[str, Entry], device: torch.device | str, dtype: torch.dtype) -> None:
-    """Give a network on the meta device its weights, one tensor at a time, ready to run and not to train."""
+def assign(
+    net: nn.Module,
+    entries: Mapping[str, Entry],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    room: int | None = None,
+) -> None:
+    """Give a network on the meta device its weights, one tensor at a time, ready to run and not to train.
+
+    Of those that have to be converted or sent to the device, only as much as `room` bytes stays there; the rest comes
+    when it is used. None is no limit.
+    """
     on_cpu = torch.device(device).type == "cpu"
-    other = [entries[name] for name in net.state_dict() if entries[name].dtype != dtype]
-    block = Block(sum(Block.aligned(entry.numel * dtype.itemsize) for entry in other) if on_cpu else 0)
-    state = {}
-    for name in net.state_dict():
+    names = list(net.state_dict())
+    away = set() if room is None else _away(net, entries, device, dtype, room)
+    block = Block(sum(_bytes(entries[name], device, dtype) for name in names if name not in away) if on_cpu else 0)
+    state: dict[str, torch.Tensor] = {}
+    for name in names:
         entry = entries[name]
-        if entry.dtype == dtype and on_cpu:
+        if name in away:
+            state[name] = Streamed.of(filler(entry.load, entry.release), torch.Size(entry.shape), dtype, device)
+        elif not _bytes(entry, device, dtype):
             state[name] = entry.load()
-            continue
-        state[name] = block.take(entry.load(), dtype) if on_cpu else entry.load().to(device).to(dtype)
-        entry.release()
+        else:
+            state[name] = block.take(entry.load(), dtype) if on_cpu else entry.load().to(device).to(dtype)
+            entry.release()
     net.load_state_dict(state, strict=True, assign=True)
     net.requires_grad_(False).eval()
+    if away:
+        stream(net, device)
+
+
+def _away(
+    net: nn.Module, entries: Mapping[str, Entry], device: torch.device | str, dtype: torch.dtype, room: int
+) -> set[str]:
+    """The weights that do not fit into `room`: whole units, of those that take anything."""
+    sizes = {name: _bytes(entries[name], device, dtype) for name in net.state_dict()}
+    left, away = room, set[str]()
+    for unit, module in units(net):
+        names = [f"{unit}.{name}" for name in module.state_dict()]
+        size = sum(sizes[name] for name in names)
+        if size > left:
+            away |= {name for name in names if sizes[name]}
+        else:
+            left -= size
+    return away
 
 
 # --- the autoencoder alone --------------------------------------------------------------------------------------------

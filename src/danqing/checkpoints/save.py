@@ -25,6 +25,7 @@ from danqing.families import Family, Model, TextEncoder
 from danqing.models.autoencoder import AutoencoderConfig
 from danqing.models.clip import CLIPTextConfig
 from danqing.models.unet import UNetConfig
+from danqing.runtime.stream import whole
 
 Layout = Literal["ldm", "diffusers"]
 _PLACE = "danqing.place."
@@ -67,9 +68,11 @@ def save(
     nets = {"unet": model.denoiser, "vae": model.autoencoder, **model.text_encoders}
 
     def entry(tensor: torch.Tensor) -> Entry:
-        return Entry(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+        return Entry(tuple(tensor.shape), tensor.dtype, lambda: whole(tensor).detach())
 
-    components = {name: {key: entry(value) for key, value in net.state_dict().items()} for name, net in nets.items()}
+    components = {
+        name: {key: entry(value) for key, value in net.state_dict(keep_vars=True).items()} for name, net in nets.items()
+    }
     checkpoint = Checkpoint(
         Path(model.path or model.name or "model"), "memory", "model", model.family, "", components,
         dict(leftover or {}), metadata=dict(metadata or {}), tokenizers=model.tokenizers,

@@ -101,6 +101,12 @@ def _paint(
             "--dtype", metavar="NAME", help="precision: auto, float32, bfloat16 or float16", rich_help_panel=MACHINE
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", metavar="3GB", help="the most that painting takes; less is slower", rich_help_panel=MACHINE
+        ),
+    ] = None,
     prediction_type: Annotated[
         str | None,
         typer.Option(
@@ -148,10 +154,11 @@ def _paint(
         if settings.output_pattern == type(settings).model_fields["output_pattern"].default:
             alone = first.batch_size * first.n_iter == 1 and first.dynamic != "all"
             settings = settings.model_copy(update={"output_pattern": "[basename]" if alone else "[basename]-[seed]"})
-    loaded = load(first.model, vae=first.vae, device=device, dtype=dtype, prediction=prediction_type, ema=ema)
+    loading = partial(load, device=device, dtype=dtype, memory=memory)
+    loaded = loading(first.model, vae=first.vae, prediction=prediction_type, ema=ema)
 
     def again(name: str | None) -> Model:
-        return loaded if name == first.model else load(name, device=device, dtype=dtype)
+        return loaded if name == first.model else loading(name)
 
     written: list[Path] = []
     pictures: list[Picture] = []

@@ -94,6 +94,12 @@ def plot(
         str | None,
         typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16", rich_help_panel=MACHINE),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", metavar="3GB", help="the most that painting takes; less is slower", rich_help_panel=MACHINE
+        ),
+    ] = None,
     **fields: Any,
 ) -> None:
     from functools import partial
@@ -126,7 +132,7 @@ def plot(
         made = plots.matrix(request, negative=matrix_negative, different_seeds=iterate_seeds)
     else:
         made = plots.xyz(request, x, y, z, fixed_seeds=not random_seeds, vary_seeds=vary_seeds)
-    loading = partial(load, device=device, dtype=dtype)
+    loading = partial(load, device=device, dtype=dtype, memory=memory)
     with_metadata = settings.write_metadata if metadata is None else metadata
     output = output or settings.output_folder
     target = output if names_picture(output) else output / f"plot.{settings.output_format}"

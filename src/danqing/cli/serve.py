@@ -46,7 +46,12 @@ def serve(
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option("--memory", metavar="6GB", help="for checkpoints that are kept loaded", rich_help_panel=STUDIO),
+        typer.Option(
+            "--memory",
+            metavar="6GB",
+            help="the most that painting and checkpoints kept for it take; less is slower",
+            rich_help_panel=STUDIO,
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -161,8 +166,9 @@ def serve(
     from danqing.errors import DanqingError
 
     try:
+        from danqing.runtime.amounts import parse_memory
         from danqing.serve.accept import Rules
-        from danqing.serve.cache import ModelCache, parse_memory
+        from danqing.serve.cache import ModelCache
         from danqing.serve.logs import configure
         from danqing.serve.run import open_engine
         from danqing.serve.run import serve as run
@@ -201,7 +207,7 @@ def serve(
             raise DanqingError(f"{file}: there is no such file")
     if served.key is not None and served.certificate is None:
         raise DanqingError("tls-keyfile: needs --tls-certfile, too")
-    budget = memory or given.get("memory")
+    budget = memory or given.get("memory") or settings.memory
     models = ModelCache(
         None if budget is None else parse_memory(budget),
         settings=settings,

@@ -15,6 +15,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from danqing.errors import DanqingError
+from danqing.runtime.amounts import parse_memory
 from danqing.vocabulary import nearest
 
 FILE_NAME = "config.toml"
@@ -45,6 +46,7 @@ class Settings(BaseModel):
     picture_lossless: bool = Field(True, description="whether WebP and JPEG XL are written without loss")
     device: str = Field("auto", description="where networks run")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="precision of networks")
+    memory: str | None = Field(None, description="the most that painting takes, as 6GB; less is slower, not worse")
     write_metadata: bool = Field(True, description="whether pictures say how they were made")
 
     @field_validator("device")
@@ -52,6 +54,16 @@ class Settings(BaseModel):
     def _device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             raise ValueError("choose auto, cpu, cuda, cuda:1 (the second one) or mps")
+        return value
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                parse_memory(value)
+        except DanqingError as error:
+            raise ValueError(str(error).removeprefix("memory: ")) from None
         return value
 
     @property

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danqing.runtime.stream import Streamed
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -56,6 +58,17 @@ def patched(weight: Tensor, changes: Sequence[tuple[WeightPatch, float]]) -> Ten
     return torch.empty_like(weight).copy_(new)
 
 
+def patched_anew(weight: Streamed, changes: Sequence[tuple[WeightPatch, float]]) -> Streamed:
+    """`patched` of a weight that is not there: it is patched whenever it comes."""
+
+    def fill(flat: Tensor, part: int) -> None:
+        base = torch.empty(weight.numel(), dtype=weight.dtype)
+        weight.fill(base, part)
+        flat.copy_(patched(base.view(weight.shape), changes).reshape(-1))
+
+    return Streamed.of(fill, weight.shape, weight.dtype, weight.device)
+
+
 def twin(module: Network, weights: Mapping[str, Tensor]) -> Network:
     """The same tree of modules, with the parameters named in `weights` replaced by those tensors.
 
@@ -81,7 +94,10 @@ def twin(module: Network, weights: Mapping[str, Tensor]) -> Network:
                 continue
             if parameter is None or parameter.shape != tensor.shape:
                 raise ValueError(f"{prefix}{name}: no parameter of shape {list(tensor.shape)}")
-            other._parameters[name] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+            streamed = isinstance(tensor, Streamed)
+            other._parameters[name] = (
+                tensor if streamed else nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+            )
         return other
 
     result = copied(module, "")

@@ -15,6 +15,7 @@ from danqing.library.folders import BUNDLED
 from danqing.library.hash_cache import HashCache
 from danqing.library.names import find
 from danqing.library.settings import Settings, load_settings
+from danqing.runtime.amounts import parse_memory
 from danqing.runtime.devices import pick_device, pick_dtype, widened
 
 Say = Callable[[str], None]
@@ -33,18 +34,22 @@ def load(
     dtype: str | None = None,
     prediction: str | None = None,
     ema: bool = False,
+    memory: int | str | None = None,
     settings: Settings | None = None,
 ) -> Model:
     """The model of that path or name, ready to paint; without a name the settings' default, else the bundled `danqing`.
 
     Any format: the family is recognised from the file. `device` is auto, cpu, cuda, cuda:1 or mps. `dtype` auto is
     bfloat16 where the machine computes in it, else float32. `vae` replaces the checkpoint's autoencoder; `prediction`
-    (`epsilon`, `v`, `sample`) overrides what the file says of itself; `ema` takes its EMA weights.
+    (`epsilon`, `v`, `sample`) overrides what the file says of itself; `ema` takes its EMA weights. `memory` (bytes, or
+    "3GB") is the most that painting should take of the device's memory, on the CPU of the process's own: what does not
+    fit of the weights is read from the file in every step, and the pictures are the same.
     Raises DanqingError where the file is missing, is no checkpoint, paints nothing (an upscaler), or does not fit.
     """
     settings = settings or load_settings()
     target = pick_device(device or settings.device)
     precision = pick_dtype(dtype or settings.dtype, target)
+    limit = settings.memory if memory is None else memory
     wanted = name or settings.default_model
     entry = find(str(wanted), "checkpoint", settings) if wanted else BUNDLED
     model = load_checkpoint(
@@ -54,6 +59,7 @@ def load(
         prediction=prediction,
         vae=find_vae(str(vae), settings) if vae else None,
         ema=ema,
+        memory=parse_memory(limit) if isinstance(limit, str) else limit,
     )
     if model.family.autoencoder_overflows:  # else each picture would be decoded in vain before it is in float32
         model.autoencoder.to(widened(precision, target))

@@ -131,7 +131,7 @@ def _others(request: Painting, model: Model, given: Mapping[str, Model]) -> dict
         if name is None or (field == "hr_checkpoint_name" and not getattr(request, "enable_hr", False)):
             continue
         dtype = str(model.dtype).removeprefix("torch.")
-        other = given.get(name) or load(name, device=str(model.device), dtype=dtype)
+        other = given.get(name) or load(name, device=str(model.device), dtype=dtype, memory=model.memory)
         ours, theirs = model.family, other.family
         if ours.autoencoder != theirs.autoencoder or ours.denoiser.out_channels != theirs.denoiser.out_channels:
             raise DanqingError(f"{field}: {theirs.title} has other latents than {ours.title}; choose one of its kind")

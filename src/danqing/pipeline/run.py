@@ -37,11 +37,13 @@ from danqing.runtime.memory import (
     available,
     first_that_fits,
     leaner,
+    left,
     out_of_memory,
     plans,
     predicted_peak,
     with_retries,
 )
+from danqing.runtime.stream import is_streamed, slot_bytes
 from danqing.sampling import guidance
 from danqing.sampling.guidance import Scale
 from danqing.sampling.noise import sampling_noise
@@ -371,12 +373,13 @@ def fitting_plans(request: Painting, model: Model, branches: int, note: Say) -> 
     """The plans that should fit in what memory is free, fastest first; one that does not is not even tried."""
     itemsize, tiles = model.dtype.itemsize, request.tiled_diffusion
     window = None if tiles is None else (tiles.tile_width, tiles.tile_height)
+    coming = slot_bytes(model.denoiser, model.dtype) if is_streamed(model.denoiser) else 0
     together = request.batch_size * (1 if tiles is None else tiles.batch_size)
 
     def peak(plan: Plan) -> int:
         return predicted_peak(
             plan,
-            weights=0,  # they are loaded already
+            weights=coming,  # the others are loaded already
             denoiser=model.family.denoiser,
             autoencoder=model.family.autoencoder,
             width=request.width or 0,
@@ -387,7 +390,11 @@ def fitting_plans(request: Painting, model: Model, branches: int, note: Say) -> 
             controls=len(request.controls),
         )
 
-    return first_that_fits(plans(together, model.device), peak, available(model.device), note)
+    free = available(model.device)
+    if model.memory is not None:
+        granted = left(model.memory, model.device)
+        free = granted if free is None else min(free, granted)
+    return first_that_fits(plans(together, model.device), peak, free, note)
 
 
 def _with_channels(branches: Sequence[Conditioning], channels: Tensor | None) -> tuple[Conditioning, ...]:

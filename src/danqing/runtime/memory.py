@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from danqing.errors import DanqingError
+from danqing.runtime.stream import Streamed
 
 Result = TypeVar("Result")
 
@@ -138,9 +139,29 @@ def _level_sizes(config: DenoiserShape, width: int, height: int) -> list[int]:
     ]
 
 
+def left(memory: int, device: torch.device | str, proc: Path = Path("/proc")) -> int:
+    """What is left of `memory` bytes that painting may take: less what torch has on a GPU, or on the CPU what the
+    process has of its own (files that are mapped are not)."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return memory - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return memory - int(torch.mps.current_allocated_memory())
+    return memory - _status(proc, "RssAnon")
+
+
+def _status(proc: Path, name: str) -> int:
+    """Bytes that the kernel counts for this process under a name; 0 where it tells nothing."""
+    for line in _text(proc / "self" / "status").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def weight_bytes(*networks: nn.Module) -> int:
-    """Bytes of the networks' parameters and buffers, shared ones once."""
-    tensors = {t.data_ptr() or id(t): t for net in networks for t in (*net.parameters(), *net.buffers())}
+    """Bytes of the networks' parameters and buffers, shared ones once; streamed ones take none."""
+    weights = (t for net in networks for t in (*net.parameters(), *net.buffers()) if not isinstance(t, Streamed))
+    tensors = {t.data_ptr() or id(t): t for t in weights}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from danqing.errors import DanqingError
+from danqing.runtime.stream import whole
 
 Output = TypeVar("Output")
 Network = TypeVar("Network", bound=nn.Module)
@@ -46,7 +47,7 @@ def guarded(network: nn.Module, run: Callable[[], Output], note: Callable[[str, 
 
 
 def _why(module: nn.Module) -> str:
-    bad = [key for key, value in module.named_parameters() if not bool(value.isfinite().all())]
+    bad = [key for key, value in module.named_parameters() if not all_finite(whole(value))]
     if bad:
         return f"because its weight {bad[0]} is not: the file is damaged; get it again"
     return "even in float32, though its weights are: the file may be damaged, or an adapter or the CFG scale too strong"
@@ -126,7 +127,7 @@ def in_float32(module: nn.Module, back: bool = True) -> Iterator[None]:
 
     With `back`, what it returns has its caller's precision again.
     """
-    safe = converted(module, lambda tensor: tensor.to(SAFE) if tensor.is_floating_point() else tensor)
+    safe = converted(module, lambda tensor: whole(tensor).to(SAFE) if tensor.is_floating_point() else tensor)
     module.__dict__["forward"] = _through(safe, back)
     try:
         yield

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from danqing.errors import DanqingError
 from danqing.library.folders import Entry
 from danqing.library.settings import Settings, load_settings
 
@@ -120,25 +119,11 @@ class ModelCache:
         if self._load is not None:
             model = self._load(name, vae)
         else:
-            model = load(name, vae=vae, device=self.device, dtype=self.dtype, settings=self.settings)
+            model = load(
+                name, vae=vae, device=self.device, dtype=self.dtype, memory=self.budget, settings=self.settings
+            )
         networks = [model.denoiser, model.autoencoder, *model.text_encoders.values()]
         return Held(model, weight_bytes(*networks))
-
-
-def parse_memory(text: str) -> int:
-    """`6GB`, `800 MB`, `2.5GiB` or bytes -> bytes; a GB is 10^9. Raises DanqingError."""
-    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-    units |= {"k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    plain = text.strip().casefold()
-    number = plain.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = plain[len(number) :].strip()
-    try:
-        value = float(number) * units[unit]
-        if not 0 < value < 1 << 62:
-            raise ValueError
-    except (ValueError, KeyError):
-        raise DanqingError(f"memory: {text!r} is no amount of memory; write it as 6GB") from None
-    return int(value)
 
 
 def _written(entry: Entry | None) -> int:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from danqing.checkpoints.memory import PART, Block, convert, to_dtype
+from danqing.runtime.conversion import PART, Block, convert, to_dtype
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
