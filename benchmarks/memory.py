@@ -59,14 +59,14 @@ def measured(command: list[str]) -> tuple[dict[str, list[float]], list[str]]:
         while not ended.wait(EVERY):
             now[:] = [max(pair) for pair in zip(now, resident(pid))]
 
-    peaks: dict[str, list[float]] = {}
+    begin, peaks = time.perf_counter(), dict[str, list[float]]()
     said: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         sampler = threading.Thread(target=sample, args=(process.pid,))
         sampler.start()
         for line in process.stdout or ():
             kind, _, words = line.strip().partition(" ")
-            print(line.strip(), file=sys.stderr)
+            print(f"{time.perf_counter() - begin:7.1f} s  {line.strip()}", file=sys.stderr)
             if kind == "STAGE":
                 peaks[words], now[:] = list(now), [0.0, 0.0]
             elif kind == "RESULT":

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from danqing.errors import DanqingError
 from danqing.families import FAMILIES
+from danqing.models import bands
 from danqing.models.autoencoder import Autoencoder
 from danqing.models.controlnet import ControlNet, ControlNetConfig
 from danqing.models.patches import Patches
@@ -115,18 +116,22 @@ def test_controls_are_counted(count: int) -> None:
 
 
 @pytest.mark.usefixtures("_flash")
-def test_a_decode_is_what_a_run_of_the_full_autoencoder_holds() -> None:
+@pytest.mark.parametrize("in_bands", [False, True])
+def test_a_decode_is_what_a_run_of_the_full_autoencoder_holds(in_bands: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not in_bands:
+        monkeypatch.setattr(bands, "BAND", 1 << 40)
     with torch.device("meta"):
         net = Autoencoder(SD1.autoencoder)
-        counted = _counted(net, lambda: net.decode(torch.empty(1, 4, 96, 64)))
+        counted = _counted(net, lambda: net.decode(torch.empty(1, 4, 144, 96)))
     peak = predicted_peak(
         Plan(1, branches_apart=True),
         weights=0,
         denoiser=SD1.denoiser,
         autoencoder=SD1.autoencoder,
-        width=512,
-        height=768,
+        width=768,
+        height=1152,
         itemsize=4,
+        in_bands=in_bands,
     )
     assert 0.95 < (peak - 96 * 2**20) / counted < 1.1
 

@@ -121,6 +121,7 @@ def _room(family: Family, memory: int, device: torch.device | str, dtype: torch.
         width=family.defaults.width,
         height=family.defaults.height,
         itemsize=dtype.itemsize,
+        in_bands=torch.device(device).type == "cpu",
     )
     return left(memory, device) - working
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danqing.models.layers import Conv2d, GroupNorm, PixelAttention, ResBlock, Upsample
+from danqing.models import bands
+from danqing.models.layers import Conv2d, GroupNorm, PixelAttention, ResBlock, Upsample, by_row
 from danqing.runtime.tiles import tiled
 
 EPS = 1e-6
@@ -142,10 +143,23 @@ class Decoder(nn.Module):
         self.conv_out = Conv2d(channels[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        cells = self.conv_norm_out.num_channels * x.shape[-2] * x.shape[-1] << 2 * (len(self.up_blocks) - 1)
+        if bands.pay((layer for layer in self.modules() if isinstance(layer, nn.Conv2d)), x, cells):
+            return by_row(self._in_bands, x)
         x = self.mid_block(self.conv_in(x))
         for level in self.up_blocks:
             x = level(x)
         return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))  # type: ignore[no-any-return]
+
+    def _in_bands(self, x: Tensor) -> Tensor:
+        """`forward` of one picture."""
+        rows = bands.measured(self.mid_block(self.conv_in(x.contiguous(memory_format=torch.channels_last))))
+        for level in self.up_blocks:
+            for block in level.resnets:
+                rows = bands.res_block(block, rows)
+            for layer in level.upsamplers:
+                rows = bands.upsample(layer, rows)
+        return bands.normed_convolution(self.conv_norm_out, self.conv_out, rows)
 
 
 QUANTIZE_ROWS = 1024

@@ -388,6 +388,7 @@ def fitting_plans(request: Painting, model: Model, branches: int, note: Say) -> 
             branches=branches,
             window=window,
             controls=len(request.controls),
+            in_bands=model.device.type == "cpu",
         )
 
     free = available(model.device)

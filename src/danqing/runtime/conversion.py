@@ -22,7 +22,9 @@ class Block:
 
     def __init__(self, size: int) -> None:
         """`size` in bytes, `aligned` for each tensor."""
-        self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE))
+        # private: what is shared is counted apart, and has no huge pages
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+        self._memory = mmap.mmap(-1, max(size, mmap.PAGESIZE), **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel without them
                 self._memory.madvise(mmap.MADV_HUGEPAGE)

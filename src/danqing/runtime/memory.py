@@ -70,10 +70,10 @@ class AutoencoderShape(Protocol):
     def downscale(self) -> int: ...
 
 
-_TRANSFORMER, _RESIDUAL, _DECODER = 21.2, 11.5, 6.1
+_TRANSFORMER, _RESIDUAL, _DECODER, _IN_BANDS = 21.2, 11.5, 6.1, 3.2
 """Values that live at once at a network's peak, in units of its finest block's own output: in a level with
-transformers (the gated feed-forward holds 16), in one without, and in the decoder's last level. Counted over a run of
-the full-size networks; tests/runtime/test_memory.py counts them again."""
+transformers (the gated feed-forward holds 16), in one without, and in the decoder's last level, as a whole and in bands
+of rows (`models.bands`). Counted over a run of the full-size networks; tests/runtime/test_memory.py counts them again."""
 _SLACK = 96 * 2**20
 """What kernels keep for themselves, and small things."""
 
@@ -91,6 +91,7 @@ def predicted_peak(
     branches: int = 2,
     window: tuple[int, int] | None = None,
     controls: int = 0,
+    in_bands: bool = False,
 ) -> int:
     """Bytes that painting takes at its peak: weights, and the larger of a denoiser's call and a decode.
 
@@ -98,6 +99,7 @@ def predicted_peak(
     autoencoder `decode_itemsize` where it differs; `branches` are the prompts evaluated per picture. `window` (width,
     height) in latent cells is the most that a call of the denoiser sees of a picture. `controls` are the ControlNets and
     T2I-Adapters: what they add to the skip connections waits for the denoiser, and each keeps its hint.
+    `in_bands` is how a CPU decodes.
     """
     scale = autoencoder.downscale
     columns, rows = math.ceil(width / scale), math.ceil(height / scale)
@@ -109,7 +111,9 @@ def predicted_peak(
     if plan.tile is not None:
         columns, rows = min(columns, plan.tile), min(rows, plan.tile)
     pixels = columns * rows * scale * scale
-    decode = round(_DECODER * autoencoder.channels[0] * pixels) * (decode_itemsize or itemsize)
+    decode = round((_IN_BANDS if in_bands else _DECODER) * autoencoder.channels[0] * pixels) * (
+        decode_itemsize or itemsize
+    )
     if plan.tile is not None:
         decode += 4 * width * height * 4  # the canvas and its weights are float32
     return weights + max(call, decode) + _SLACK
