@@ -143,7 +143,7 @@ class Decoder(nn.Module):
         self.conv_out = Conv2d(channels[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        cells = self.conv_norm_out.num_channels * x.shape[-2] * x.shape[-1] << 2 * (len(self.up_blocks) - 1)
+        cells = self.conv_out.in_channels * x.shape[-2] * x.shape[-1] << 2 * (len(self.up_blocks) - 1)
         if bands.pay((layer for layer in self.modules() if isinstance(layer, nn.Conv2d)), x, cells):
             return by_row(self._in_bands, x)
         x = self.mid_block(self.conv_in(x))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from danqing.errors import DanqingError
+from danqing.runtime.allocator import give_back
 from danqing.runtime.stream import Streamed
 
 Result = TypeVar("Result")
@@ -148,10 +149,13 @@ def left(memory: int, device: torch.device | str, proc: Path = Path("/proc")) ->
     process has of its own (files that are mapped are not)."""
     device = torch.device(device)
     if device.type == "cuda":
-        return memory - torch.cuda.memory_allocated(device)
-    if device.type == "mps":
-        return memory - int(torch.mps.current_allocated_memory())
-    return memory - _status(proc, "RssAnon")
+        used = int(torch.cuda.memory_allocated(device))
+    elif device.type == "mps":
+        used = int(torch.mps.current_allocated_memory())
+    else:
+        give_back()
+        used = _status(proc, "RssAnon")
+    return max(memory - used, 0)
 
 
 def _status(proc: Path, name: str) -> int:
