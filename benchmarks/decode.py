@@ -18,7 +18,7 @@ from memory import measured
 
 def weights(dtype: str) -> dict:
     import torch
-    from random_checkpoint import randomise
+    from danqing.measure.random_model import randomise
 
     from danqing.families import SD1
     from danqing.models.autoencoder import Autoencoder

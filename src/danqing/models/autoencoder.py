@@ -154,10 +154,10 @@ class Decoder(nn.Module):
     def _in_bands(self, x: Tensor) -> Tensor:
         """`forward` of one picture."""
         rows = bands.measured(self.mid_block(self.conv_in(x.contiguous(memory_format=torch.channels_last))))
-        for level in self.up_blocks:
-            for block in level.resnets:
-                rows = bands.res_block(block, rows)
-            for layer in level.upsamplers:
+        for layer in (layer for level in self.up_blocks for part in level.children() for layer in part.children()):
+            if isinstance(layer, ResBlock):
+                rows = bands.res_block(layer, rows)
+            elif isinstance(layer, Upsample):
                 rows = bands.upsample(layer, rows)
         return bands.normed_convolution(self.conv_norm_out, self.conv_out, rows)
 

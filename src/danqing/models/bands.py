@@ -144,9 +144,9 @@ def _active(norm: nn.GroupNorm, x: Rows, top: int, bottom: int) -> Tensor:
 
 def _normal(norm: nn.GroupNorm, rows: Tensor, sums: Tensor, pixels: int) -> Tensor:
     """SiLU of rows (1, C, h, W) that are normalised by the whole picture's sums over so many `pixels`."""
-    mean, square = sums.unflatten(1, (norm.num_groups, -1)).sum(2) / (pixels * (sums.shape[1] // norm.num_groups))
-    variance = (square - mean * mean).clamp(min=0)
     each = sums.shape[1] // norm.num_groups
+    mean, square = sums.view(2, norm.num_groups, each).sum(2) / (pixels * each)
+    variance = (square - mean * mean).clamp(min=0)
     mean, variance = (value.float().repeat_interleave(each) for value in (mean, variance))
     # what is left is an affine function of each channel: that of batch normalisation
     values = F.batch_norm(rows, mean, variance, norm.weight.float(), norm.bias.float(), False, 0.0, norm.eps)

@@ -94,10 +94,8 @@ def twin(module: Network, weights: Mapping[str, Tensor]) -> Network:
                 continue
             if parameter is None or parameter.shape != tensor.shape:
                 raise ValueError(f"{prefix}{name}: no parameter of shape {list(tensor.shape)}")
-            streamed = isinstance(tensor, Streamed)
-            other._parameters[name] = (
-                tensor if streamed else nn.Parameter(tensor, requires_grad=parameter.requires_grad)
-            )
+            weight = tensor if isinstance(tensor, Streamed) else nn.Parameter(tensor, parameter.requires_grad)
+            other._parameters[name] = weight
         return other
 
     result = copied(module, "")
