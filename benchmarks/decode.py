@@ -18,9 +18,9 @@ from memory import measured
 
 def weights(dtype: str) -> dict:
     import torch
-    from danqing.measure.random_model import randomise
 
     from danqing.families import SD1
+    from danqing.measure.random_model import randomise
     from danqing.models.autoencoder import Autoencoder
     from danqing.runtime.blank import without_weights
 
