@@ -27,6 +27,9 @@ from danqing.runtime.conversion import Block
 from danqing.runtime.memory import left, plans, predicted_peak
 from danqing.runtime.stream import Streamed, filler, slot_bytes, stream, units
 
+_LATER = 256 << 20
+"""Bytes of a budget that are left for what comes between loading and painting: modules, prompts. Without them the decode
+would be in tiles, which can be seen."""
 _RUNNABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -123,7 +126,7 @@ def _room(family: Family, memory: int, device: torch.device | str, dtype: torch.
         itemsize=dtype.itemsize,
         in_bands=torch.device(device).type == "cpu",
     )
-    return left(memory, device) - working
+    return left(memory, device) - working - _LATER
 
 
 def _bytes(entry: Entry, device: torch.device | str, dtype: torch.dtype) -> int:
