@@ -3,8 +3,10 @@
     python benchmarks/less.py --pairs 100                          # damage and work: any machine, however busy
     python benchmarks/less.py --pairs 0 --rounds 5                 # seconds: a quiet machine
     python benchmarks/less.py --pairs 0 --rounds 1 --family sd1    # the same of a full-size U-Net of random weights
+    python benchmarks/less.py --pairs 0 --work sd1                 # its work, by shapes alone: seconds on any machine
 
-Work is the U-Net's floating-point operations over a painting of one picture. PSNR is to the picture that the same prompt
+Work is the U-Net's floating-point operations over a painting of one picture; processor seconds are a picture's in a
+batch of 16, text and decoding included. PSNR is to the picture that the same prompt
 and seed give without (median and tenth percentile); the judge says of how many the concept asked for is its first, or
 among its first five, and in brackets what holds 95% of the bootstrap resamples of the ratio to the exact pictures'.
 Prompts are of the list that nothing was trained on, so no data is needed. Rounds go through all ways in turn.
@@ -25,15 +27,22 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import danqing
+from danqing.adapters.step_cache import step_cache_source, windows
+from danqing.adapters.tgate import gate_step, tgate_source
 from danqing.evaluate.bundled import HELD_OUT, JUDGE, Pair, draw, read_held_out
 from danqing.evaluate.judge import Hits, judged, load_judge, look, ratio
 from danqing.evaluate.painting import Job, paint_many
 from danqing.families import FAMILIES, At, Model
+from danqing.models.conditioning import Conditioning
+from danqing.models.patches import stacked
+from danqing.models.unet import UNet
+from danqing.pipeline.caching import QUICK
 from danqing.pipeline.resolve import resolve
 from danqing.pipeline.run import prepare
-from danqing.request_parts import Reference
+from danqing.request_parts import Reference, StepCache
 from danqing.requests import TextToImage, read
 from danqing.runtime.allocator import keep_memory
+from danqing.sampling.predict import PatchSource
 
 Fields = dict[str, Any]
 WAYS: dict[str, Fields] = {
@@ -84,6 +93,39 @@ def work(model: Model, fields: Fields) -> int:
     return int(counter.get_total_flops())
 
 
+@torch.no_grad()
+def full_size(name: str, steps: int = 20) -> None:
+    """A full-size U-Net's work at its own size: of a step whose deep part is left out, and of all steps by `quick`."""
+    family = FAMILIES[name]
+    config, side = family.denoiser, family.defaults.width // family.autoencoder.downscale
+    with torch.device("meta"):
+        unet = UNet(config)
+
+    def once(sources: Sequence[PatchSource], step: int, branches: Sequence[int]) -> int:
+        rows = tuple((branch, 0) for branch in branches)
+        x = torch.empty(len(rows), config.in_channels, side, side, device="meta")
+        told = torch.empty(1, device="meta")
+        told_more = {"pooled": config.pooled_width, "time_ids": config.size_ids}
+        more = {key: torch.empty(len(rows), width, device="meta") for key, width in told_more.items() if width}
+        context = torch.empty(len(rows), 77, config.context_width, device="meta")
+        patches = stacked(source(x, told, At(1.0, step), Conditioning(context, rows=rows)) for source in sources)
+        with FlopCounterMode(display=False) as counter:
+            unet(x, told, context, patches=patches, **more)
+        return int(counter.get_total_flops())
+
+    whole = once([], 0, (1, 2))
+    print(f"{name}: {whole / 1e12:.2f} TFLOP a guided step")
+    for depth in (1, 2, 3, 4):
+        source = step_cache_source(StepCache(depth=depth), config, {0: 0, 1: 0})
+        once([source], 0, (1, 2))
+        print(f"step cache, depth {depth}: {once([source], 1, (1, 2)) / whole:.1%} of it in between")
+    gate = gate_step(QUICK["tgate"], steps)
+    begins = windows(QUICK["step_cache"], steps, {gate - 1})
+    sources = [step_cache_source(QUICK["step_cache"], config, begins), tgate_source(config, gate, [2])]
+    total = sum(once(sources, step, (1, 2) if step < gate else (1,)) for step in range(steps))
+    print(f"quick, {steps} steps: {1 - total / (steps * whole):.0%} saved")
+
+
 def seconds(model: Model, fields: Fields) -> float:
     """All of a painting's steps."""
     calls = denoise_calls(model, fields)
@@ -109,14 +151,22 @@ def damage(model: Model, ways: dict[str, Fields], count: int) -> None:
     every = read_held_out(HELD_OUT)
     pairs = [every[row] for row in draw(len(every), count)]
     jobs = [Job(pair.english, seed) for seed, pair in enumerate(pairs)]
-    exact, whole = paint_many(jobs, model), work(model, {})
+
+    def painted(fields: Fields) -> tuple[Tensor, float]:
+        start = time.process_time()
+        return paint_many(jobs, model, fields=fields), (time.process_time() - start) / count
+
+    (exact, spent), whole = painted({}), work(model, {})
     right = hits(exact, pairs)
-    print("| way | U-Net's work saved | PSNR, dB: median (10%) | first | within five |\n|---|--:|--:|--:|--:|")
-    print(f"| exact | | | {right[0].mean():.3f} | {right[1].mean():.3f} |", flush=True)
+    print("| way | U-Net's work saved | processor seconds | PSNR, dB: median (10%) | first | within five |")
+    print(
+        f"|---|--:|--:|--:|--:|--:|\n| exact | | {spent:.2f} | | {right[0].mean():.3f} | {right[1].mean():.3f} |",
+        flush=True,
+    )
     for name, fields in ways.items():
-        found = paint_many(jobs, model, fields=fields)
+        found, spent = painted(fields)
         near, saved = psnr(found, exact), 1 - work(model, fields) / whole
-        row = [f"{saved:.0%}", f"{np.median(near):.1f} ({np.quantile(near, 0.1):.1f})"]
+        row = [f"{saved:.0%}", f"{spent:.2f}", f"{np.median(near):.1f} ({np.quantile(near, 0.1):.1f})"]
         row += [shown(*each) for each in zip(hits(found, pairs), right)]
         print(f"| {name} | {' | '.join(row)} |", flush=True)
 
@@ -142,6 +192,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100, help="prompts that are painted each way; 0 leaves that out")
     parser.add_argument("--rounds", type=int, default=0, help="times that each way is timed")
     parser.add_argument("--family", default="danqing", help="what is timed: danqing, or random weights of sd1 ...")
+    parser.add_argument("--work", help="a family, whose full-size work is counted: sd1 ...")
     parser.add_argument("--way", action="append", help="only this one, by its name or as a request's fields in JSON")
     parser.add_argument("--steps", type=int, help="of what is timed; the family's default unless given")
     args = parser.parse_args()
@@ -149,6 +200,8 @@ def main() -> None:
     ways = WAYS if not args.way else {way: WAYS[way] if way in WAYS else json.loads(way) for way in args.way}
     if args.pairs:
         damage(danqing.load(), ways, args.pairs)
+    if args.work:
+        full_size(args.work)
     if args.rounds:
         if args.family == "danqing":
             model = danqing.load()
