@@ -2,10 +2,12 @@
 
     python benchmarks/serve.py --clients 1,4,16,64 --seconds 60
 
-Both servers are up all the time and asked in turns, with the bundled model, steps and size alike. Printed are start to
-ready, to the first answer, idle memory; for each number of clients pictures per second, failures, the median and 95%
-of the waiting; and the goal: what 16 clients get of the studio over what a process paints that does nothing but
-batches of 8, at least 0.95. Prompts are all different. A request's time is from asking to the whole file.
+Both servers, and a process that paints nothing but batches of 8, are up all the time, with the bundled model, steps and
+size alike. They take turns of a few seconds, since a machine's speed changes from minute to minute: whose turn it is not
+is stopped (SIGSTOP), its clients wait, and its clock stands. Printed are start to ready, to the first answer, idle
+memory; for each number of clients pictures per second, failures, the median and 95% of the waiting; and the goal: what
+16 clients get of the studio over those batches of 8, at least 0.95. Prompts are all different. A request's time is from
+asking to the whole file.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import http.client
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,12 +24,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 BATCH = 8
+TURN = 5.0
+"""Seconds."""
 SIZE = 128
 PNG = b"\x89PNG\r\n\x1a\n"
 WORDS = ("apple", "heron", "rocket", "violin", "umbrella", "cactus", "teapot", "whale")
@@ -40,8 +46,8 @@ def prompt(number: int) -> str:
 # --- what the other processes do --------------------------------------------------------------------------------------
 
 
-def paint_in_process(seconds: float, steps: int) -> None:
-    """Prints pictures per second of batches of 8."""
+def paint_in_process(steps: int) -> None:
+    """Batches of 8 without end. Prints a line once it is ready, and one for each."""
     from danqing.runtime.allocator import keep_memory
 
     keep_memory()
@@ -52,12 +58,9 @@ def paint_in_process(seconds: float, steps: int) -> None:
     def batch(number: int) -> None:
         danqing.paint(prompt(number), model, say=lambda line: None, batch_size=BATCH, seed=number, steps=steps)
 
-    batch(0)
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        done += 1
-        batch(done)
-    print(BATCH * done / (time.perf_counter() - began), flush=True)
+    for number in count():
+        batch(number)
+        print(number, flush=True)
 
 
 def serve_diffusers(dtype: str) -> None:
@@ -102,42 +105,91 @@ def serve_diffusers(dtype: str) -> None:
     uvicorn.Server(config).run(sockets=[socket])
 
 
-# --- the servers ------------------------------------------------------------------------------------------------------
+# --- those who take turns ---------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Server:
-    """A server's process, its address, and how long it took."""
+class Side:
+    """A process that is stopped but for its turns, and a clock that goes in them alone."""
 
-    process: subprocess.Popen[str]
-    port: int
-    began: float
-    ready: float
+    def __init__(self, *command: str, **env: str) -> None:
+        """Start it, and read its first line; with that it is stopped."""
+        self._before, self._since = 0.0, time.perf_counter()
+        self._running = True
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, **env},
+        )  # fmt: skip
+        self.told = self.line()
+        if not self.told:
+            raise SystemExit(f"{' '.join(command)} did not start")
+        self.ready = self.clock()
+
+    @property
+    def port(self) -> int:
+        """Of a server, which says its address with the last word of its first line."""
+        return int(self.told.split()[-1].rpartition(":")[2])
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def clock(self) -> float:
+        """Seconds of its turns so far."""
+        return self._before + (time.perf_counter() - self._since if self._running else 0.0)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        self.go()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def go(self) -> None:
+        if not self._running:
+            self._running, self._since = True, time.perf_counter()
+            self.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+        self._before, self._running = self.clock(), False
 
     def memory(self) -> float:
         """Resident, in MB."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1000
 
+    def end(self) -> None:
+        self.go()
+        self.process.terminate()
+        self.process.wait(60)
+
 
 @contextmanager
-def started(*command: str, **env: str) -> Iterator[Server]:
-    """The server of that command, which says its address with the last word of its first line."""
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, **env},
-    )  # fmt: skip
+def started(*command: str, **env: str) -> Iterator[Side]:
+    side = Side(*command, **env)
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(command)} did not start")
-        port = int(line.split()[-1].rpartition(":")[2])
-        yield Server(process, port, began, time.perf_counter() - began)
+        yield side
     finally:
-        process.terminate()
-        process.wait(60)
+        side.end()
+
+
+class Batches:
+    """What the process that paints batches has painted, by its clock."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.ends = [side.clock()]
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        while self.side.line():
+            self.ends.append(self.side.clock())
+
+    def rate(self, since: int) -> float:
+        """Pictures per second of whole batches after that one."""
+        ends = self.ends[since:]
+        return BATCH * (len(ends) - 1) / (ends[-1] - ends[0]) if len(ends) > 1 else float("nan")
 
 
 class Caller:
@@ -181,53 +233,59 @@ Get = Callable[[Caller, int, int], bytes]
 
 @dataclass
 class Load:
-    """What came of so many clients."""
+    """So many clients of one server, and what came of them. They begin at once, and end some time after `seconds`."""
 
+    get: Get
+    side: Side
+    clients: int
     seconds: float
+    steps: int
+    first: int
+    """Number of the first prompt."""
     times: list[float] = field(default_factory=list)
     within: int = 0
     """Pictures that came before the time was over; those that were under way then come later."""
     failures: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._lock, self._ends = threading.Lock(), self.side.clock() + self.seconds
+        self._threads = [threading.Thread(target=self._client, args=(index,)) for index in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+
     @property
     def rate(self) -> float:
         return self.within / self.seconds
 
+    def finish(self) -> None:
+        """What is under way comes to its end."""
+        with self.side.turn():
+            for thread in self._threads:
+                thread.join()
 
-def loaded(get: Get, server: Server, clients: int, seconds: float, steps: int, first: int) -> Load:
-    load, lock = Load(seconds), threading.Lock()
-    ends = time.perf_counter() + seconds
-
-    def client(index: int) -> None:
-        ask, number = Caller(server.port), first + index
-        while (asked := time.perf_counter()) < ends:
+    def _client(self, index: int) -> None:
+        ask, number = Caller(self.side.port), self.first + index
+        while (asked := self.side.clock()) < self._ends:
             try:
-                data = get(ask, number, steps)
+                data = self.get(ask, number, self.steps)
                 problem = "" if data.startswith(PNG) and data.endswith(b"IEND\xaeB`\x82") else "no whole PNG"
             except (OSError, ValueError, http.client.HTTPException) as error:
-                problem, ask = f"{type(error).__name__}: {error}", Caller(server.port)
-            now = time.perf_counter()
-            with lock:
+                problem, ask = f"{type(error).__name__}: {error}", Caller(self.side.port)
+            now = self.side.clock()
+            with self._lock:
                 if problem:
-                    load.failures.append(problem)
+                    self.failures.append(problem)
                 else:
-                    load.times.append(now - asked)
-                    load.within += now <= ends
-            number += clients
-
-    threads = [threading.Thread(target=client, args=(index,)) for index in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return load
+                    self.times.append(now - asked)
+                    self.within += now <= self._ends
+            number += self.clients
 
 
-def told(name: str, clients: int, load: Load) -> None:
+def told(name: str, load: Load) -> None:
     times = sorted(load.times) or [float("nan")]
     p95 = times[min(round(0.95 * len(times)), len(times) - 1)]
     print(
-        f"{clients:3} clients  {name:9} {load.rate:7.3f} pictures/s  {len(load.failures)} failed  "
+        f"{load.clients:3} clients  {name:9} {load.rate:7.3f} pictures/s  {len(load.failures)} failed  "
         f"p50 {statistics.median(times):6.2f} s  p95 {p95:6.2f} s  ({len(load.times)} pictures)",
         flush=True,
     )
@@ -235,64 +293,63 @@ def told(name: str, clients: int, load: Load) -> None:
         print(f"             {line}")
 
 
-def in_process(seconds: float, steps: int) -> float:
-    command = [sys.executable, __file__, "--in-process", str(seconds), "--steps", str(steps)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--clients", default="1,4,16,64", help="apart by commas")
-    parser.add_argument("--seconds", type=float, default=60, help="of each load")
+    parser.add_argument("--seconds", type=float, default=60, help="of each load, in turns")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1, help="the studio's --batch")
     parser.add_argument("--page", action="store_true", help="with the web page")
+    parser.add_argument("--no-peer", action="store_true", help="without diffusers")
     parser.add_argument("--peer-dtype", default="bfloat16", help="of diffusers; the studio chooses by the machine")
-    parser.add_argument("--in-process", type=float, metavar="SECONDS", help=argparse.SUPPRESS)
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--diffusers", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.in_process:
-        return paint_in_process(args.in_process, args.steps)
+        return paint_in_process(args.steps)
     if args.diffusers:
         return serve_diffusers(args.peer_dtype)
 
-    studio = [
-        "-m",
-        "danqing",
-        "serve",
-        "--port",
-        "0",
-        "--batch",
-        str(args.batch),
-        *([] if args.page else ["--nowebui"]),
-    ]
-    with tempfile.TemporaryDirectory() as folder, started(*studio, DANQING_HOME=folder) as ours:
-        from_studio(Caller(ours.port), 0, args.steps)
-        answered = time.perf_counter() - ours.began
-        print(f"studio     ready after {ours.ready:.2f} s, first picture after {answered:.2f} s", flush=True)
-        with started(__file__, "--diffusers", "--peer-dtype", args.peer_dtype) as theirs:
-            from_diffusers(Caller(theirs.port), 0, args.steps)
-            answered = time.perf_counter() - theirs.began
-            print(f"diffusers  ready after {theirs.ready:.2f} s, first picture after {answered:.2f} s")
-            print(f"idle       studio {ours.memory():.0f} MB, diffusers {theirs.memory():.0f} MB", flush=True)
-            alone = [in_process(args.seconds, args.steps)]
-            rates: dict[int, tuple[float, float]] = {}
-            number = 1
-            for clients in map(int, args.clients.split(",")):
-                mine = loaded(from_studio, ours, clients, args.seconds, args.steps, number)
-                told("studio", clients, mine)
-                other = loaded(from_diffusers, theirs, clients, args.seconds, args.steps, number)
-                told("diffusers", clients, other)
-                rates[clients] = mine.rate, other.rate
-                number += 100_000
-                alone.append(in_process(args.seconds, args.steps))
-                print(f"             batches of {BATCH} in a process: {alone[-1]:.3f} pictures/s", flush=True)
-            print(f"memory     studio {ours.memory():.0f} MB, diffusers {theirs.memory():.0f} MB")
-    best = statistics.median(alone)
-    print(f"in process {best:.3f} pictures/s ({min(alone):.3f} to {max(alone):.3f})")
-    for clients, (mine_rate, other_rate) in rates.items():
-        against = f"{mine_rate / other_rate:.2f} of diffusers" if other_rate else "diffusers gave none"
-        print(f"{clients:3} clients  {mine_rate / best:.3f} of in process, {against}")
+    page = [] if args.page else ["--nowebui"]
+    studio = ["-m", "danqing", "serve", "--port", "0", "--batch", str(args.batch), *page]
+    peer = [__file__, "--diffusers", "--peer-dtype", args.peer_dtype]
+    servers: dict[str, tuple[Side, Get]] = {}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        for name, get, command in (("studio", from_studio, studio), ("diffusers", from_diffusers, peer)):
+            if name == "diffusers" and args.no_peer:
+                continue
+            side = stack.enter_context(started(*command, DANQING_HOME=folder))
+            get(Caller(side.port), 0, args.steps)
+            print(f"{name:10} ready after {side.ready:.2f} s, first picture after {side.clock():.2f} s", flush=True)
+            side.stop()
+            servers[name] = side, get
+        print(f"idle       {', '.join(f'{name} {side.memory():.0f} MB' for name, (side, _) in servers.items())}")
+        alone = stack.enter_context(started(__file__, "--in-process", "--steps", str(args.steps)))
+        alone.stop()
+        batches = Batches(alone)
+        number, against = 1, []
+        for clients in map(int, args.clients.split(",")):
+            since = len(batches.ends) - 1
+            loads = {
+                name: Load(get, side, clients, args.seconds, args.steps, number)
+                for name, (side, get) in servers.items()
+            }
+            for _ in range(round(args.seconds / TURN)):
+                for side in (*(side for side, _ in servers.values()), alone):
+                    with side.turn():
+                        time.sleep(TURN)
+            for name, load in loads.items():
+                load.finish()
+                told(name, load)
+            number += 100_000
+            rates = {f"batches of {BATCH} in a process": batches.rate(since)}
+            rates |= {name: load.rate for name, load in loads.items() if name != "studio"}
+            print(f"             batches of {BATCH} in a process: {batches.rate(since):.3f} pictures/s", flush=True)
+            shares = (f"{loads['studio'].rate / rate:.3f} of {name}" for name, rate in rates.items() if rate)
+            against.append(f"{clients:3} clients  the studio paints {', '.join(shares)}")
+        print(f"memory     {', '.join(f'{name} {side.memory():.0f} MB' for name, (side, _) in servers.items())}")
+    print(*against, sep="\n")
 
 
 if __name__ == "__main__":
