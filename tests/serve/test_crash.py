@@ -31,7 +31,8 @@ class Server:
     """The process and its address."""
 
     def __init__(self, folder: Path, step: float) -> None:
-        env = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join((str(HERE.parent), os.environ.get("PYTHONPATH", "")))
+        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(HERE / "crash_server.py"), str(folder), "0", str(step)]
         self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None

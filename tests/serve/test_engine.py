@@ -20,7 +20,7 @@ from danqing.serve.accept import Rules, sync_folder
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.events import Event
 from danqing.serve.store import Store
-from danqing.serve.tables import PICTURES
+from danqing.serve.tables import JOBS, PICTURES
 from danqing.serve.work import Comparison, Enlarge
 from studio import STEPS, FakePainter, database, fake_studio
 
@@ -316,6 +316,28 @@ def test_what_is_deleted_can_come_back_until_it_is_purged(studio: tuple[Engine, 
     assert engine.purge(time.time() + 1) == 1
     assert not engine.path(picture).exists()
     assert engine.pictures(job.id) == ()
+
+
+def test_old_jobs_are_forgotten_where_that_is_asked_for(tmp_path: Path) -> None:
+    engine, _ = fake_studio(tmp_path)
+    source = Image.new("RGB", (8, 8))
+    jobs = [engine.submit(ImageToImage(image=source, prompt=name, seed=1)).id for name in "ab"]
+    assert all(engine.wait(job, 10).state == "done" for job in jobs)
+    engine._purge()  # nothing is asked for
+    (kept,) = (tmp_path / "inputs").iterdir()
+    with engine.store.engine.begin() as connection:
+        connection.execute(update(JOBS).where(JOBS.c.id == jobs[0]).values(ended=time.time() - 9 * 86400))
+    os.utime(kept, (1, 1))
+    engine._keep_days = 7
+    engine._purge()
+    assert [job.id for job in engine.jobs()] == jobs[1:]
+    assert kept.exists()
+    engine._keep_days = -1
+    engine._purge()
+    assert engine.jobs() == ()
+    assert not kept.exists()
+    assert [len(engine.pictures(job)) for job in jobs] == [1, 1]
+    engine.close()
 
 
 def test_the_bin_is_emptied_day_by_day(studio: tuple[Engine, FakePainter]) -> None:

@@ -162,8 +162,15 @@ def test_a_memo_with_a_torn_or_damaged_end_is_used_as_far_as_it_goes(tmp_path: P
     other = Memo(path, "another request", 0.0)
     other.wrap(denoise)(*asked[0])
     assert other.replayed == 0
-    other.forget()
+    kept = other.set_aside()
     assert not path.exists()
+    still = Memo(path, "salt", 0.0)  # the server was killed before the picture was in the gallery
+    still.wrap(denoise)(*asked[0])
+    assert still.replayed == 1
+    kept()
+    gone = Memo(path, "salt", 0.0)
+    gone.wrap(denoise)(*asked[0])
+    assert gone.replayed == 0
 
 
 def test_a_short_painting_writes_nothing(tmp_path: Path) -> None:

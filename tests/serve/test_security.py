@@ -42,6 +42,7 @@ from danqing.serve.security import (
     is_loopback,
     known,
     token_hash,
+    warning,
     write_users,
 )
 from danqing.serve.settings import ServeSettings
@@ -425,6 +426,9 @@ def test_nobody_listens_to_the_world_without_a_password() -> None:
             check_exposure(ServeSettings(host=host))
         check_exposure(ServeSettings(host=host, tokens=(token_hash(TOKEN),)))
     check_exposure(ServeSettings())
+    assert "--tls-certfile" in (warning(ServeSettings(host="0.0.0.0")) or "")
+    assert warning(ServeSettings(host="0.0.0.0", certificate=Path("cert.pem"))) is None
+    assert warning(ServeSettings()) is None
     assert is_loopback("127.0.0.53")
     assert not is_loopback("127.0.0.1.evil.example")
 

@@ -66,6 +66,16 @@ def serve(
             "--batch", min=1, max=64, help="jobs alike but for prompt and seed in a run", rich_help_panel=STUDIO
         ),
     ] = 1,
+    keep_jobs: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-jobs",
+            metavar="DAYS",
+            min=0,
+            help="forget jobs that have been over for so long, and the pictures that came with them",
+            rich_help_panel=STUDIO,
+        ),
+    ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="the web page", rich_help_panel=STUDIO)] = True,
     autolaunch: Annotated[
         bool, typer.Option("--autolaunch", help="open the page in the browser", rich_help_panel=STUDIO)
@@ -172,7 +182,7 @@ def serve(
         from danqing.serve.logs import configure
         from danqing.serve.run import open_engine
         from danqing.serve.run import serve as run
-        from danqing.serve.security import check_exposure, token_hash, write_users
+        from danqing.serve.security import check_exposure, token_hash, warning, write_users
         from danqing.serve.settings import ServeSettings
     except ModuleNotFoundError as error:
         raise DanqingError(f"serve: needs the package {error.name}; pip install 'danqing[serve]'") from None
@@ -207,6 +217,8 @@ def serve(
             raise DanqingError(f"{file}: there is no such file")
     if served.key is not None and served.certificate is None:
         raise DanqingError("tls-keyfile: needs --tls-certfile, too")
+    if (risk := warning(served)) is not None:
+        say(risk)
     budget = memory or given.get("memory") or settings.memory
     models = ModelCache(
         None if budget is None else parse_memory(budget),
@@ -215,7 +227,8 @@ def serve(
         dtype=dtype or given.get("dtype"),
     )
     models.check(None)  # before anything is opened
-    engine = open_engine(data, models, url=database, rules=Rules(waiting=max_waiting, urls=allow_urls), batch=batch)
+    rules = Rules(waiting=max_waiting, urls=allow_urls)
+    engine = open_engine(data, models, url=database, rules=rules, batch=batch, keep_days=keep_jobs)
 
     def ready(url: str) -> None:
         typer.echo(f"the studio is open at {url}")

@@ -313,8 +313,10 @@ def keep_picture(source: Any, field: str, rules: Rules, folder: Path, gallery: C
     if isinstance(source, str) and source.startswith("picture:"):
         return str(gallery(source.removeprefix("picture:")).relative_to(folder.resolve()))
     if isinstance(source, str) and source.startswith("inputs/") and _KEPT.fullmatch(source.removeprefix("inputs/")):
-        if not (folder / source).is_file():
-            raise DanqingError(f"{field}: {source} is not there any more; send the picture again")
+        try:
+            os.utime(folder / source)
+        except OSError:
+            raise DanqingError(f"{field}: {source} is not there any more; send the picture again") from None
         return source
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         if not rules.urls:
@@ -369,7 +371,8 @@ def check_picture(data: bytes, field: str, rules: Rules) -> str:
 
 def _write_once(path: Path, data: bytes) -> None:
     """Write beside and rename, on disk when it returns."""
-    if path.is_file():
+    with suppress(FileNotFoundError):
+        os.utime(path)  # of use again, whatever becomes of the jobs that had it
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{secrets.token_hex(8)}.part")

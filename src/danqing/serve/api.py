@@ -458,14 +458,12 @@ async def _events(engine: Engine, first: Job | None, previews: bool) -> AsyncIte
 
 async def _waited(engine: Engine, identity: str, seconds: float) -> Job:
     """The job once it is over, or after so many seconds; no thread is kept meanwhile."""
-    async with engine.alisten(identity) as events:
+    async with engine.aending(identity) as over:
         job = await run_in_threadpool(engine.job, identity)
         if job.over or not seconds:
             return job
         with anyio.move_on_after(seconds):
-            async for event in events:
-                if event is not None and event.name == "ended":
-                    break
+            await over.wait()
     return await run_in_threadpool(engine.job, identity)
 
 

@@ -2,15 +2,19 @@
 
 What makes it lose nothing: a job is in the database before `submit` returns; a picture's file is written and renamed
 before its row, and its row and its job's state are one commit; a picture that has a row is not painted again.
+
+A second thread writes, one batch behind at most, while the next batch or job is painted.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +46,8 @@ _ENDS: Mapping[Order, State] = {
     "skip": "done",
 }
 _BIN_DAYS = 30
+_ARRIVING = 3600.0
+"""Seconds for which a request's pictures are kept whether or not a job has them."""
 _LOOK = 5.0
 """Seconds after which a job that is waited for is looked at, whether or not anything was told of it."""
 
@@ -84,10 +90,12 @@ class Engine:
         rules: Rules | None = None,
         batch: int = 1,
         sharing: Sharing | None = None,
+        keep_days: float | None = None,
     ) -> None:
         """`paint` and `sharing` are `serve.painter`'s unless given; `rules` say what requests may have (`serve.accept`).
 
-        `batch` jobs of one picture each, that are alike but for prompt and seed, are painted in one run.
+        `batch` jobs of one picture each, that are alike but for prompt and seed, are painted in one run. Jobs that have
+        been over for `keep_days` are forgotten, and the pictures that came with them; their own stay. None keeps them.
 
         Raises DanqingError where another studio has the folder.
         """
@@ -99,7 +107,7 @@ class Engine:
         except DanqingError:
             self._lock.release()
             raise
-        self._paint, self._sharing, self._batch = paint, sharing, batch
+        self._paint, self._sharing, self._batch, self._keep_days = paint, sharing, batch, keep_days
         self._bell = threading.Condition()
         self._thread: threading.Thread | None = None
         self._order: Order | None = None
@@ -108,7 +116,9 @@ class Engine:
         self._left: dict[str, Command] = {}
         self._tick: Tick | None = None
         self._have = 0
-        self._ended: State | None = None
+        self._ended = False
+        self._writer = ThreadPoolExecutor(1, "danqing-writer")
+        self._writing: Future[None] | None = None
         self._began, self._began_share = 0.0, 0.0
         self._paused = self._closing = False
         self._listeners = Listeners()
@@ -137,6 +147,7 @@ class Engine:
             self._thread.join(timeout)
             if self._thread.is_alive():  # a very long step: the folder is this process's until it ends
                 return
+        self._writer.shutdown()
         self.store.close()
         self._lock.release()
 
@@ -293,6 +304,10 @@ class Engine:
         """The same for asyncio, `async with`; it ends with the engine."""
         return self._listeners.alisten(identity)
 
+    def aending(self, identity: str) -> AbstractAsyncContextManager[asyncio.Event]:
+        """An event of asyncio that is set when that job is over, or the studio closes."""
+        return self._listeners.aending(identity)
+
     # the worker
 
     def _work(self) -> None:
@@ -303,12 +318,16 @@ class Engine:
                 if self._closing:
                     return
             try:
+                if self._writing is not None and self._writing.done():
+                    self._written()
                 if time.monotonic() - self._purged > 86400:
                     self._purge()
                 self._next()
             except Exception:
                 # the database, say, on a full disk: what was running waits again, and the thread lives on
                 log.exception("the queue could not be worked on")
+                with suppress(Exception):
+                    self._written()
                 with self._bell:
                     self._current = self._tick = self._order = None
                     self._riders = {}
@@ -326,7 +345,7 @@ class Engine:
             alike = self.store.start_alike(job, self._batch - 1) if self._batch > 1 else ()
             self._current, self._tick, self._order = job, None, "stop" if self._closing else None
             self._riders, self._left = {each.id: each for each in alike}, {}
-            self._have, self._began, self._began_share, self._ended = 0, time.monotonic(), 0.0, None
+            self._have, self._began, self._began_share, self._ended = 0, time.monotonic(), 0.0, False
         if alike:
             self._together((job, *alike))
         else:
@@ -338,7 +357,11 @@ class Engine:
             self._emit("started", job.id)
         try:
             self._painted_together(jobs)
+        except _Unrecorded:
+            raise
         except Exception as problem:
+            with suppress(Exception):
+                self._written()
             # whose fault it is shows when each is painted alone
             log.info("jobs are painted one by one after all: %s", type(problem).__name__)
             self.store.put_back([job.id for job in jobs], alone=True)
@@ -372,10 +395,7 @@ class Engine:
                     share, step, steps = tick.step / max(tick.steps, 1), tick.step, tick.steps
                     self._emit("progress", identity, share=share, step=step, steps=steps, picture=0, pictures=1)
                     if tick.finished:
-                        file = self._write(jobs[number], tick.finished[number])
-                        (stored,) = self.store.record(identity, [file], notes=notes[number], state="done")
-                        self._emit("picture", identity, id=stored.id, index=0)
-                        self._emit("ended", identity, state="done", error=None)
+                        self._keep(jobs[number], tick.finished[number : number + 1], notes[number], "done")
                 if tick.finished or self._ordered_together(jobs, waiting):
                     return
         finally:
@@ -413,24 +433,31 @@ class Engine:
         notes = list(job.notes)
         try:
             state, error = self._painted(job, have, notes)
-        except DanqingError as problem:
-            state, error = "failed", str(problem)
-        except MemoryError:
-            state, error = "failed", "memory: there is too little of it; ask for smaller or fewer pictures"
+            if not self._ended:
+                self._written()
+        except _Unrecorded:
+            raise
         except Exception as problem:
-            log.exception("job %s failed", job.id)
-            state, error = "failed", f"an error of Danqing's own: {type(problem).__name__}: {problem}"
-        if self._ended is None:
-            self.store.record(job.id, notes=notes, state=state, error=error)
-        else:  # with its last pictures, whatever came after
-            state, error = self._ended, None
+            state, error = "failed", _said(problem, job)
+            with suppress(Exception):
+                self._written()
+        if not self._ended:  # else with its last pictures, whatever came after
+            self._over(job, notes, state, error)
+        with self._bell:
+            self._totals["painting_seconds"] += time.monotonic() - self._began
+            self._current = self._tick = self._order = None
+            self._bell.notify_all()
+
+    def _over(self, job: Job, notes: Sequence[str], state: State, error: str | None) -> None:
+        """The end of a job, or of this attempt at it."""
+        self.store.record(job.id, notes=notes, state=state, error=error)
+        self._told(job, state, error)
+
+    def _told(self, job: Job, state: State, error: str | None) -> None:
         if state != "queued":
             self._forget_steps(job.id)
         with self._bell:
-            self._totals["painting_seconds"] += time.monotonic() - self._began
             self._totals["failures"] += state == "failed"
-            self._current = self._tick = self._order = None
-            self._bell.notify_all()
         self._emit("queued" if state == "queued" else "ended", job.id, state=state, error=error)
 
     def _painted(self, job: Job, have: set[int], notes: list[str]) -> tuple[State, str | None]:
@@ -481,12 +508,9 @@ class Engine:
     def _ticked(self, job: Job, tick: Tick, have: set[int], notes: Sequence[str], hurried: bool) -> Order | None:
         """Keep what is finished, tell of it, wait where it is paused; returns an order to stop."""
         if tick.finished:
-            files = [self._write(job, each) for each in tick.finished]
             ended: State | None = "interrupted" if hurried else "done" if len(have) >= job.total else None
-            stored = self.store.record(job.id, files, notes=notes, state=ended)
-            self._ended = ended
-            for picture in stored:
-                self._emit("picture", job.id, id=picture.id, index=picture.index)
+            self._keep(job, tick.finished, notes, ended, tick.kept)
+            self._ended = ended is not None
         with self._bell:
             self._tick = None if tick.finished else tick
             self._have = len(have)
@@ -500,6 +524,54 @@ class Engine:
                 self._bell.wait(1.0)
             order, self._order = self._order, None
             return order
+
+    def _keep(
+        self,
+        job: Job,
+        finished: Sequence[Finished],
+        notes: Sequence[str],
+        state: State | None,
+        kept: Callable[[], None] | None = None,
+    ) -> None:
+        """Hand pictures to the second thread, which ends the job with them where there is a `state`.
+
+        Raises what became of the job's earlier pictures, if they could not be written.
+        """
+        self._written()
+        self._writing = self._writer.submit(self._in_gallery, job, finished, tuple(notes), state, kept)
+
+    def _written(self) -> None:
+        """Wait until what was handed over is in the gallery."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _in_gallery(
+        self,
+        job: Job,
+        finished: Sequence[Finished],
+        notes: Sequence[str],
+        state: State | None,
+        kept: Callable[[], None] | None,
+    ) -> None:
+        """The second thread's work. A job's last pictures are its own affair, and not that of the next job."""
+        try:
+            files = [self._write(job, each) for each in finished]
+            stored = self.store.record(job.id, files, notes=notes, state=state)
+        except Exception as problem:
+            if state is None:
+                raise
+            try:
+                self._over(job, notes, "failed", _said(problem, job))
+            except Exception as worse:
+                raise _Unrecorded from worse
+            return
+        if kept is not None:
+            kept()
+        for picture in stored:
+            self._emit("picture", job.id, id=picture.id, index=picture.index)
+        if state is not None:
+            self._told(job, state, None)
 
     def _write(self, job: Job, finished: Finished) -> NewPicture:
         """Write a picture's file, safely on disk before its row; the same file whenever it is painted again."""
@@ -535,10 +607,12 @@ class Engine:
 
     def _not_painted(self, job: Job) -> Progress:
         have = len(self.store.pictures(job.id)) + len(job.skipped)
-        text: str = job.state if job.over else "queued"
+        text: str = job.state
         if job.state == "queued":
             text = f"queued, {self.store.before(job)} before it"
-        share = 1.0 if job.over else _share(job, None, have)
+        elif job.state == "running":  # it is written
+            text = "painting"
+        share = _share(job, None, have) if job.state == "queued" else 1.0
         return Progress(job=job.id, share=share, pictures=job.total, picture=have, text=text)
 
     def _emit(self, name: Happening, job: str, **data: Any) -> None:
@@ -563,18 +637,24 @@ class Engine:
         for file in (self.folder / "resume").glob("*"):
             if file.name.partition(".")[0] not in waiting:
                 file.unlink(missing_ok=True)
-        used = self.store.inputs()
-        for file in (self.folder / "inputs").glob("*"):
-            if file.name not in used:
-                file.unlink(missing_ok=True)
         for file in (self.folder / "pictures").glob("*/.*.part"):
             file.unlink(missing_ok=True)
         self._purge()
+        self._purge_inputs(time.time())
 
     def _purge(self) -> None:
-        """Empty the bin of what is in it for long."""
+        """Empty the bin of what is in it for long, and forget old jobs where that is asked for."""
         self._purged = time.monotonic()
         self.purge(time.time() - _BIN_DAYS * 86400)
+        if self._keep_days is not None and self.store.forget_jobs(time.time() - self._keep_days * 86400):
+            self._purge_inputs(time.time() - _ARRIVING)
+
+    def _purge_inputs(self, before: float) -> None:
+        """Remove the pictures of requests that no job has. Younger ones may be of a job that is being accepted."""
+        used = self.store.inputs()
+        for file in (self.folder / "inputs").glob("*"):
+            if file.name not in used and file.stat().st_mtime < before:
+                file.unlink(missing_ok=True)
 
     def purge(self, before: float) -> int:
         """Remove for good what was deleted before that time; returns how many pictures."""
@@ -589,6 +669,20 @@ class Engine:
 
 class QueueFull(DanqingError):
     """Too many jobs wait."""
+
+
+class _Unrecorded(Exception):
+    """A job's last pictures could not be written, and not even that could be: the database does not work."""
+
+
+def _said(problem: Exception, job: Job) -> str:
+    """What a job's error says."""
+    if isinstance(problem, DanqingError):
+        return str(problem)
+    if isinstance(problem, MemoryError):
+        return "memory: there is too little of it; ask for smaller or fewer pictures"
+    log.error("job %s failed", job.id, exc_info=problem)
+    return f"an error of Danqing's own: {type(problem).__name__}: {problem}"
 
 
 def _share(job: Job, tick: Tick | None, have: int) -> float:

@@ -58,6 +58,19 @@ class Listeners:
         with self._heard(hear):
             yield over
 
+    @asynccontextmanager
+    async def aending(self, identity: str) -> AsyncIterator[asyncio.Event]:
+        """The same for asyncio: whoever waits for the end is not woken at every step."""
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+        def hear(event: Event) -> None:
+            if event.name == "closed" or (event.name == "ended" and event.job == identity):
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(over.set)
+
+        with self._heard(hear):
+            yield over
+
     @contextmanager
     def listen(self, identity: str | None = None) -> Iterator[Iterator[Event | None]]:
         """What happens from now on, to one job or all; None after a quiet second."""

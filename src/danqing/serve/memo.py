@@ -13,6 +13,9 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,7 +42,8 @@ class Memo:
         self.replayed = 0
         """Predictions that were told again."""
         self._salt = hashlib.sha256(salt.encode()).digest()
-        self._known = _entries(path)
+        self._aside = path.with_name(f"{path.name}.painted")
+        self._known = _entries(self._aside) | _entries(path)
         self._waiting: list[tuple[Tensor, At, Prediction]] = []
         self._written = time.monotonic()
 
@@ -71,12 +75,14 @@ class Memo:
         except OSError:
             self.path.unlink(missing_ok=True)
 
-    def forget(self) -> None:
-        """The pictures are in the gallery: none of this is needed any more."""
+    def set_aside(self) -> Callable[[], None]:
+        """The pictures are painted; once they are in the gallery, call what is returned: this is needed no more."""
         self._known.clear()
         self._waiting.clear()
         self._written = time.monotonic()
-        self.path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.replace(self.path, self._aside)
+        return partial(self._aside.unlink, missing_ok=True)
 
     def _key(self, latents: Tensor, at: At) -> bytes:
         digest = hashlib.sha256(self._salt)

@@ -148,9 +148,8 @@ def _part(request: Painting, have: frozenset[int], note: Say, models: ModelCache
                     )
                     shown = once(partial(look, event.clean))
                     hurry = partial(haste.begin, event.step, event.steps)
-                    yield Tick(start, each, event.step, event.steps, shown, finished, hurry)
-                    if finished:  # the engine has put them into the gallery
-                        steps.forget()
+                    kept = steps.set_aside() if finished else None
+                    yield Tick(start, each, event.step, event.steps, shown, finished, hurry, kept)
         finally:
             steps.flush()  # where it is finished nothing waits
 

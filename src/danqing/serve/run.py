@@ -62,14 +62,21 @@ class Impatient(H11Protocol):
 
 
 def open_engine(
-    data: Path, models: ModelCache, *, url: str | None = None, rules: Rules | None = None, batch: int = 1
+    data: Path,
+    models: ModelCache,
+    *,
+    url: str | None = None,
+    rules: Rules | None = None,
+    batch: int = 1,
+    keep_days: float | None = None,
 ) -> Engine:
     """The engine of the studio in folder `data`, its database there unless `url` names another. Raises DanqingError."""
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise DanqingError(f"{data}: cannot be made: {error.strerror}; give another --data-dir") from None
-    return Engine(Store(url or f"sqlite:///{data.absolute() / 'studio.db'}"), data, models, rules=rules, batch=batch)
+    store = Store(url or f"sqlite:///{data.absolute() / 'studio.db'}")
+    return Engine(store, data, models, rules=rules, batch=batch, keep_days=keep_days)
 
 
 def serve(engine: Engine, settings: ServeSettings, ready: Callable[[str], None] = lambda url: None) -> None:

@@ -380,6 +380,16 @@ def check_exposure(settings: ServeSettings) -> None:
         )
 
 
+def warning(settings: ServeSettings) -> str | None:
+    """What is allowed and yet risky: passwords and pictures that cross a network in the clear."""
+    if is_loopback(settings.host) or settings.certificate is not None:
+        return None
+    return (
+        "listen: passwords, tokens and pictures cross the network unencrypted; give --tls-certfile and --tls-keyfile, "
+        "or put a proxy with TLS before it"
+    )
+
+
 def page_policy(nonce: str) -> str:
     """What the page may do: of the scripts that stand in its HTML those run that have the nonce, and no others."""
     return _PAGE_POLICY.format(nonce)

@@ -432,6 +432,13 @@ class Store:
             _change(connection, identity, priority=priority)
             return _job(connection, identity)
 
+    def forget_jobs(self, before: float) -> int:
+        """Take out jobs that were over by that time, and return how many; their pictures stay in the gallery."""
+        old = JOBS.c.state.in_(ENDED) & (JOBS.c.ended < before)
+        with self._changing() as connection:
+            connection.execute(delete(INPUTS).where(INPUTS.c.job.in_(select(JOBS.c.id).where(old))))
+            return connection.execute(delete(JOBS).where(old)).rowcount
+
     def inputs(self) -> set[str]:
         """The names of all files that jobs have for their pictures."""
         with self._reader.begin() as connection:

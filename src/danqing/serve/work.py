@@ -108,6 +108,8 @@ class Tick:
     finished: tuple[Finished, ...] = field(default=())
     hurry: Callable[[], None] | None = None
     """Ends the batch early: the ticks that are left come in no time, the last with its pictures as they are by now."""
+    kept: Callable[[], None] | None = None
+    """To be called, from any thread, once `finished` is in the gallery."""
 
 
 def painted_kind(job: Job) -> str:
