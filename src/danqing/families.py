@@ -19,6 +19,7 @@ from danqing.models.autoencoder import Autoencoder, AutoencoderConfig
 from danqing.models.clip import CLIPText, CLIPTextConfig
 from danqing.models.patches import Patches
 from danqing.models.unet import UNetConfig
+from danqing.runtime.engines import Runner
 from danqing.vocabulary import choose
 
 Prediction = Literal["epsilon", "v", "sample", "flow", "edm"]
@@ -442,6 +443,8 @@ class Model:
     """By component name: what is made of a text encoder's answers to prompts that are not negative (aesthetic gradients)."""
     memory: int | None = None
     """The most bytes of the device's memory (on the CPU, of the process's own) that painting should take."""
+    engine: Runner | None = None
+    """What runs the denoiser where it can; None is torch's eager mode."""
 
     @property
     def process(self) -> Process:

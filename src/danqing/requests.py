@@ -614,6 +614,8 @@ class Platform(BaseModel):
     """`cpu`, `cuda`, `mps`."""
     dtype: str
     """Precision of the networks: `float32`, `bfloat16`, `float16`."""
+    engine: str = "eager"
+    """What ran the denoiser, with its version and options: `openvino 2026.4.1 int8`."""
 
 
 def _recorded(kind: Kind, fields: dict[str, Any]) -> Painting:

@@ -26,6 +26,26 @@ UNASKED = {"template"}
 
 
 PAINTING, FILES, MACHINE = "What to paint", "Where pictures go", "How it runs"
+ENGINE = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="what runs the denoiser: auto, eager, compile or openvino [default: the settings', eager]",
+        show_default=False,
+        rich_help_panel=MACHINE,
+    ),
+]
+QUANTIZE = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="NAME",
+        help="its eight bits, by OpenVINO: none, int8-weights or int8",
+        show_default=False,
+        rich_help_panel=MACHINE,
+    ),
+]
 _SECTIONS = {
     # A request's fields come in blocks, each under a heading of the help: its first field -> the heading.
     "prompt": PAINTING,

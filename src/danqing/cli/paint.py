@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from danqing.cli.options import FILES, MACHINE, PAINTING, Sectioned, request_options, with_options
+from danqing.cli.options import ENGINE, FILES, MACHINE, PAINTING, QUANTIZE, Sectioned, request_options, with_options
 from danqing.errors import DanqingError
 from danqing.requests import REQUESTS, Kind, Masked, Painting, TextToImage
 
@@ -107,6 +107,8 @@ def _paint(
             "--memory", metavar="3GB", help="the most that painting takes; less is slower", rich_help_panel=MACHINE
         ),
     ] = None,
+    engine: ENGINE = None,
+    quantize: QUANTIZE = None,
     prediction_type: Annotated[
         str | None,
         typer.Option(
@@ -154,7 +156,7 @@ def _paint(
         if settings.output_pattern == type(settings).model_fields["output_pattern"].default:
             alone = first.batch_size * first.n_iter == 1 and first.dynamic != "all"
             settings = settings.model_copy(update={"output_pattern": "[basename]" if alone else "[basename]-[seed]"})
-    loading = partial(load, device=device, dtype=dtype, memory=memory)
+    loading = partial(load, device=device, dtype=dtype, memory=memory, engine=engine, quantize=quantize, say=say)
     loaded = loading(first.model, vae=first.vae, prediction=prediction_type, ema=ema)
 
     def again(name: str | None) -> Model:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from danqing.cli.options import Sectioned
+from danqing.cli.options import ENGINE, QUANTIZE, Sectioned
 
 REACH, LIMITS, STUDIO = "Reach", "Limits", "Studio"
 
@@ -60,6 +60,8 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16", rich_help_panel=STUDIO)
     ] = None,
+    engine: ENGINE = None,
+    quantize: QUANTIZE = None,
     batch: Annotated[
         int,
         typer.Option(
@@ -225,10 +227,12 @@ def serve(
         settings=settings,
         device=device or given.get("device"),
         dtype=dtype or given.get("dtype"),
+        engine=engine,
+        quantize=quantize,
     )
     models.check(None)  # before anything is opened
     rules = Rules(waiting=max_waiting, urls=allow_urls)
-    engine = open_engine(data, models, url=database, rules=rules, batch=batch, keep_days=keep_jobs)
+    opened = open_engine(data, models, url=database, rules=rules, batch=batch, keep_days=keep_jobs)
 
     def ready(url: str) -> None:
         typer.echo(f"the studio is open at {url}")
@@ -237,4 +241,4 @@ def serve(
 
             webbrowser.open(url)
 
-    run(engine, served, ready)
+    run(opened, served, ready)

@@ -15,6 +15,7 @@ from danqing.library.folders import BUNDLED
 from danqing.library.hash_cache import HashCache
 from danqing.library.names import find
 from danqing.library.settings import Settings, load_settings
+from danqing.pipeline.engines import with_engine
 from danqing.runtime.amounts import parse_memory
 from danqing.runtime.devices import pick_device, pick_dtype, widened
 
@@ -35,7 +36,10 @@ def load(
     prediction: str | None = None,
     ema: bool = False,
     memory: int | str | None = None,
+    engine: str | None = None,
+    quantize: str | None = None,
     settings: Settings | None = None,
+    say: Say = print_note,
 ) -> Model:
     """The model of that path or name, ready to paint; without a name the settings' default, else the bundled `danqing`.
 
@@ -44,6 +48,9 @@ def load(
     (`epsilon`, `v`, `sample`) overrides what the file says of itself; `ema` takes its EMA weights. `memory` (bytes, or
     "3GB") is the most that painting should take of the device's memory, on the CPU of the process's own: what does not
     fit of the weights is read from the file in every step, and the pictures are the same.
+    `engine` runs the denoiser: eager (torch as it is), compile (torch.compile), openvino (the extra `[openvino]`), or
+    auto, which takes OpenVINO where it has been measured to pay (`runtime.openvino.pays`); `quantize` (none, int8-weights, int8)
+    is for OpenVINO. `say` is told where the engine cannot serve, and eager runs instead.
     Raises DanqingError where the file is missing, is no checkpoint, paints nothing (an upscaler), or does not fit.
     """
     settings = settings or load_settings()
@@ -66,8 +73,11 @@ def load(
     if not model.family.text_encoders:
         raise DanqingError(f"{model.path}: is {model.family.title}, which only enlarges; give it by --upscaler")
     if entry.path.is_dir():  # which says less than the name: the Hub's are commits
-        return replace(model, name=entry.name.rpartition("/")[2])
-    return model
+        model = replace(model, name=entry.name.rpartition("/")[2])
+    chosen = engine or settings.engine
+    # eight bits in the settings are for the engines that have them
+    bits = quantize or ("none" if chosen in ("eager", "compile") else settings.quantize)
+    return with_engine(model, chosen, bits, say)
 
 
 def find_vae(name: str, settings: Settings | None = None) -> str:

@@ -20,6 +20,7 @@ from danqing.pipeline.adapters import dress
 from danqing.pipeline.controls import control_files, load_controls, module_files, with_units
 from danqing.pipeline.details import with_details
 from danqing.pipeline.detect import Detect
+from danqing.pipeline.engines import for_calls, recorded
 from danqing.pipeline.expand import expand
 from danqing.pipeline.fast import fast_model
 from danqing.pipeline.hires import text_to_image, upscaler_file
@@ -131,7 +132,10 @@ def _others(request: Painting, model: Model, given: Mapping[str, Model]) -> dict
         if name is None or (field == "hr_checkpoint_name" and not getattr(request, "enable_hr", False)):
             continue
         dtype = str(model.dtype).removeprefix("torch.")
-        other = given.get(name) or load(name, device=str(model.device), dtype=dtype, memory=model.memory)
+        engine, quantize = recorded(platform_of(model).engine)
+        other = given.get(name) or load(
+            name, device=str(model.device), dtype=dtype, memory=model.memory, engine=engine, quantize=quantize
+        )
         ours, theirs = model.family, other.family
         if ours.autoencoder != theirs.autoencoder or ours.denoiser.out_channels != theirs.denoiser.out_channels:
             raise DanqingError(f"{field}: {theirs.title} has other latents than {ours.title}; choose one of its kind")
@@ -160,6 +164,9 @@ def _batches(request: Painting, studio: Studio, safety_checker: bool) -> Generat
     resolved, files = resolved_request(request, studio)
     for line in resolved.notes:
         note(line)
+    asked = resolved.request
+    studio = replace(studio, model=for_calls(model, (asked.steps or 0) * asked.batch_size * asked.n_iter))
+    model = studio.model
     dressed = dress(resolved.request, with_prompt_loras(replace(studio, note=note), resolved.request))
     studio, files = with_units(dressed.studio, resolved.request), files | dressed.paths
     studio = with_prompts(studio, resolved.request)

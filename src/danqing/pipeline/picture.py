@@ -83,7 +83,10 @@ class Picture:
 def platform_of(model: Model) -> Platform:
     """What `model` computes on."""
     return Platform(
-        torch=str(torch.__version__), device=model.device.type, dtype=str(model.dtype).removeprefix("torch.")
+        torch=str(torch.__version__),
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        engine="eager" if model.engine is None else model.engine.name,
     )
 
 

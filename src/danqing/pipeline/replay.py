@@ -19,6 +19,7 @@ from danqing.metadata.files import PictureFile, read_picture
 from danqing.metadata.pixels import pixels_sha256, rgba_md5
 from danqing.metadata.read import tell
 from danqing.metadata.told import Told
+from danqing.pipeline.engines import recorded
 from danqing.pipeline.extras import enlarged_again
 from danqing.pipeline.images import open_picture
 from danqing.pipeline.models import Say, find_vae, load, print_note
@@ -214,11 +215,14 @@ def _load(path: Path, told: Told, name: str | None, device: str | None, dtype: s
     if platform and device is None:
         device = _available(platform.device)
     vae = _vae(told.vae, say) if told.vae else None
+    engine, quantize = recorded(platform.engine) if platform else (None, None)
     return load(
         name or _checkpoint(path, told, settings),
         vae=vae,
         device=device,
         dtype=dtype or (platform.dtype if platform else None),
+        engine=engine,
+        quantize=quantize,
         settings=settings.model_copy(update={"default_model": None}),
     )
 

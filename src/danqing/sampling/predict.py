@@ -13,7 +13,7 @@ from danqing.families import At, Model, Process
 from danqing.models.conditioning import Conditioning
 from danqing.models.patches import Patches, stacked
 from danqing.models.weights import ByStep
-from danqing.runtime.numerics import guarded
+from danqing.runtime.numerics import all_finite, guarded
 from danqing.sampling.types import Predict
 from danqing.vocabulary import Dialect
 
@@ -41,26 +41,29 @@ def ask(
     conditioning: Conditioning,
     changes: Patches | None,
     note: Callable[[str, str], None],
+    say: Callable[[str], None] = lambda line: None,
 ) -> Tensor:
     """What the model's network answers, (N, C, H, W), to `scaled` (N, C', H, W) at the step `told` (1,) that it is
     told.
 
     The one call of it: the network is that of the step `at`, `model.patches` hold and `changes` around them, and what
-    is not finite is done again in float32, of which `note` is told (`numerics.guarded`).
+    is not finite is done again in float32, of which `note` is told (`numerics.guarded`). `model.engine` runs it where
+    nothing is patched; `say` is told where it does not.
     """
     denoiser = model.denoiser.at(at.step) if isinstance(model.denoiser, ByStep) else model.denoiser
     patches = stacked([model.patches, changes])
 
+    given = {"mask": conditioning.mask, "pooled": conditioning.pooled, **conditioning.extra}
+    inputs = {"latents": scaled, "timestep": told, "context": conditioning.context}
+    inputs |= {name: tensor for name, tensor in given.items() if tensor is not None}
+    if model.engine is not None:
+        if patches is not None:
+            say(f"{model.engine.name}: what steers the network's insides takes torch's eager mode")
+        elif (answer := model.engine.answer(denoiser, inputs, say)) is not None and all_finite(answer):
+            return answer
+
     def run() -> Tensor:
-        output: Tensor = denoiser(
-            scaled,
-            told,
-            conditioning.context,
-            mask=conditioning.mask,
-            pooled=conditioning.pooled,
-            patches=patches,
-            **conditioning.extra,
-        )
+        output: Tensor = denoiser(**inputs, patches=patches)
         return output
 
     return guarded(denoiser, run, note, "U-Net")
@@ -106,7 +109,7 @@ def predictor(
                 said.add(module)
                 say(f"NaN in {module} at step {at.step:g}: {part} ran in float32")
 
-        output = ask(model, scaled, told, at, conditioning, changes, note)
+        output = ask(model, scaled, told, at, conditioning, changes, note, say)
         return c_skip * latents + c_out * output.float()
 
     def predict(latents: Tensor, at: At, branches: Sequence[Conditioning]) -> list[Tensor]:

@@ -43,6 +43,8 @@ class ModelCache:
         settings: Settings | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        engine: str | None = None,
+        quantize: str | None = None,
         load: Callable[[str | None, str | None], Model] | None = None,
     ) -> None:
         """`budget` is in bytes of weights; None is no limit. The one in use is kept even where it is above.
@@ -52,6 +54,7 @@ class ModelCache:
         self.budget = budget
         self.settings = settings or load_settings()
         self.device, self.dtype, self._load = device, dtype, load
+        self.engine, self.quantize = engine, quantize
         self._held: OrderedDict[Key, Held] = OrderedDict()
         self._lock = threading.RLock()
         self._loading = threading.Lock()
@@ -120,7 +123,14 @@ class ModelCache:
             model = self._load(name, vae)
         else:
             model = load(
-                name, vae=vae, device=self.device, dtype=self.dtype, memory=self.budget, settings=self.settings
+                name,
+                vae=vae,
+                device=self.device,
+                dtype=self.dtype,
+                memory=self.budget,
+                engine=self.engine,
+                quantize=self.quantize,
+                settings=self.settings,
             )
         networks = [model.denoiser, model.autoencoder, *model.text_encoders.values()]
         return Held(model, weight_bytes(*networks))
