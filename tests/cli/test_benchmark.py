@@ -45,6 +45,8 @@ def test_a_run_beside_peers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (["stepp"], "step"),
         (["step:sd15x"], "sd1"),
         (["step", "--peer", "comfyui"], "comfy"),
+        (["step", "--engine", "openvni"], "openvino"),
+        (["step", "--engine", "openvino:int4"], "int8"),
         (["step", "--size", "100"], "choose 128"),
         (["step", "--dtype", "int3"], "dtype"),
         (["step", "--device", "gpu"], "device"),

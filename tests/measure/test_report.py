@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from danqing.errors import DanqingError
-from danqing.measure.contenders import PEERS, find_peers
+from danqing.library.folders import BUNDLED
+from danqing.measure.contenders import PEERS, find_peers, own_engines
 from danqing.measure.groups import GROUPS, Bottleneck, Count
 from danqing.measure.inputs import inputs
 from danqing.measure.machine import Rates, this_machine
+from danqing.measure.own import make
 from danqing.measure.report import Result, record, told, told_machine, weights, write_json
 from danqing.measure.rounds import Timing
 from danqing.measure.works import Work
@@ -105,3 +107,20 @@ def test_inputs_are_the_same_for_all() -> None:
     assert one.latents.shape == (2, 4, 8, 8)
     assert one.context.shape == (2, 77, 64)
     assert one.told == one.added == {}
+
+
+def test_engines_are_danqings_own() -> None:
+    plain, whole, eight = own_engines(["openvino", "openvino:int8"])
+    assert (plain.name, whole.name, eight.name) == ("danqing", "danqing openvino", "danqing openvino:int8")
+    assert eight.options == {"engine": "openvino", "quantize": "int8"}
+    assert plain.own
+    assert eight.own
+    assert not PEERS["openvino"].own
+    assert eight.lacks(Work("train", "danqing", 128, 1, 20, "float32", "cpu")) is not None
+
+
+def test_an_engine_that_cannot_serve_is_not_timed_as_if_it_could(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("danqing.runtime.openvino.installed", lambda: False)
+    run = make(Work("step", "danqing", 64, 1, 2, "float32", "cpu"), BUNDLED.path, engine="openvino")
+    with pytest.raises(DanqingError, match="openvino: is missing"):
+        run()

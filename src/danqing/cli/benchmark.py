@@ -29,6 +29,12 @@ def benchmark(
             "--peer", metavar="NAME", help="diffusers, diffusers-compile, openvino, sdcpp or comfy; repeatable"
         ),
     ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine", metavar="NAME", help="Danqing's own besides eager: compile, openvino, openvino:int8; repeatable"
+        ),
+    ] = None,
     size: Annotated[
         int | None, typer.Option("--size", metavar="N", help="pixels along each side; unset is the model's")
     ] = None,
@@ -49,10 +55,10 @@ def benchmark(
     ] = False,
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="also write the figures there")] = None,
 ) -> None:
-    from danqing.measure.contenders import find_peers
+    from danqing.measure.contenders import find_peers, own_engines
     from danqing.measure.works import DEFAULT, ON_CUDA, QUICK, read_works
 
-    peers = find_peers(peer or [])
+    contenders = [*own_engines(engine or []), *find_peers(peer or [])]
     from danqing.cli.show import say
     from danqing.families import FAMILIES
     from danqing.measure.report import Result, Setting, planned, told, write_json
@@ -64,7 +70,7 @@ def benchmark(
     setting = Setting(device, tuple(dtype or ["auto"]), size, tuple(batch or ([1, 8] if cuda else [])), steps)
     times = 3 if quick else rounds
     results: list[Result] = []
-    for result in measured(planned(asked, setting), peers, times, typer.echo, say):
+    for result in measured(planned(asked, setting), contenders, times, typer.echo, say):
         typer.echo(told(result))
         results.append(result)
     if as_json is not None:

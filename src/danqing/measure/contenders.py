@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from typing import get_args
 
 from danqing.errors import DanqingError
 from danqing.measure.works import KINDS, Kind, Work
@@ -29,6 +30,12 @@ class Contender:
     python: tuple[int, int] = (3, 11)
     """The first Python that its package is for."""
     cpu_only: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What its maker is told besides."""
+
+    @property
+    def own(self) -> bool:
+        return self.maker == OWN.maker
 
     def lacks(self, work: Work) -> str | None:
         """Why it takes no part in `work`; None where it does."""
@@ -61,6 +68,23 @@ PEERS: dict[str, Contender] = {
         ),
     )
 }  # fmt: skip
+
+
+def own_engines(names: Sequence[str]) -> list[Contender]:
+    """Danqing by torch as it is, and by each of these engines: `compile`, `openvino`, `openvino:int8`.
+
+    Raises DanqingError for unknown names.
+    """
+    if names:
+        from danqing.runtime.engines import Engine, Quantize  # which need torch
+    found = [OWN]
+    for name in dict.fromkeys(names):
+        engine, _, bits = name.partition(":")
+        quantize = choose("quantize", bits or "none", get_args(Quantize))
+        options = {"engine": choose("engine", engine, get_args(Engine)), "quantize": quantize}
+        # the denoiser is what engines run
+        found.append(replace(OWN, name=f"danqing {name}", kinds=("step", "picture"), options=options))
+    return found
 
 
 def find_peers(names: Sequence[str]) -> list[Contender]:

@@ -17,7 +17,7 @@ from danqing.checkpoints.write import beside
 from danqing.errors import DanqingError
 from danqing.families import find_family
 from danqing.library.folders import BUNDLED
-from danqing.measure.contenders import OWN, Contender
+from danqing.measure.contenders import Contender
 from danqing.measure.groups import Bottleneck, Count, bottleneck
 from danqing.measure.inputs import cost
 from danqing.measure.machine import Machine, Rates, bandwidth, best_rates, this_machine
@@ -94,9 +94,9 @@ def planned(asked: Sequence[tuple[Kind, str]], setting: Setting) -> list[Work]:
 
 
 def benchmark(
-    works: Sequence[Work], peers: Sequence[Contender], rounds: int, tell: Callable[[str], None], say: Say
+    works: Sequence[Work], contenders: Sequence[Contender], rounds: int, tell: Callable[[str], None], say: Say
 ) -> Iterator[Result]:
-    """Each work's result as it comes. `tell` is told the machine's own rates first, `say` what is left out.
+    """Each work's result as it comes; the first contender is Danqing, which can do them all. `tell` is told the machine's own rates first, `say` what is left out.
 
     Raises DanqingError where Danqing fails, or there is no room on the disk for random weights.
     """
@@ -107,17 +107,17 @@ def benchmark(
     said: set[str] = set()
     for work in works:
         here = []
-        for peer in peers:
-            reason = peer.lacks(work)
+        for contender in contenders:
+            reason = contender.lacks(work)
             if reason is None:
-                here.append(peer)
+                here.append(contender)
             elif reason not in said:
                 said.add(reason)
                 say(reason)
-        with weights(work, single=any(peer.single_file for peer in here)) as paths:
-            timings, groups = in_turns(work, OWN, here, paths, rounds, say)
+        with weights(work, single=any(contender.single_file for contender in here)) as paths:
+            timings, groups = in_turns(work, here, paths, rounds, say)
         peak, needed = best[work.dtype].peak, cost(work)
-        factor = timings[OWN.name].median / sum(groups.values())  # the profiler takes time of its own
+        factor = timings[here[0].name].median / sum(groups.values())  # the profiler takes time of its own
         groups = {group: factor * seconds for group, seconds in groups.items()}
         yield Result(work, needed, timings, groups, peak, bottleneck(groups, needed, peak, copied))
 
@@ -162,12 +162,13 @@ def told_machine(machine: Machine, best: dict[str, Rates], copied: float) -> str
 
 def told(result: Result) -> str:
     """A result as lines: the work, each contender, and what to mend next."""
-    own, *others = result.timings
+    own = next(iter(result.timings))
+    ours = [name for name in result.timings if name.split()[0] == own]
     rounds = len(result.timings[own].seconds)
     lines = [f"{result.work}, {_flops(result.cost.total)}, median of {rounds}"]
     for name, timing in result.timings.items():
         line = (
-            f"  {name:<18} {timing.median:8.3f} s  ({min(timing.seconds):.3f} to {max(timing.seconds):.3f})"
+            f"  {name:<20} {timing.median:8.3f} s  ({min(timing.seconds):.3f} to {max(timing.seconds):.3f})"
             f"  {_rate(result.rate(name)):>13}, {result.rate(name) / result.peak:4.0%} of the best"
         )
         if timing.memory:
@@ -177,8 +178,10 @@ def told(result: Result) -> str:
         if result.work.kind == "picture":
             line += f"  {result.work.batch / timing.median:.3f} pictures/s"
         lines.append(line)
-    mine = result.timings[own].median
-    lines += [f"  {own} / {name}: {mine / result.timings[name].median:.3f}" for name in others]
+    medians = {name: timing.median for name, timing in result.timings.items()}
+    pairs = [(mine, name) for mine in ours for name in medians if name not in ours]
+    pairs += [(mine, own) for mine in ours[1:]]
+    lines += [f"  {one} / {other}: {medians[one] / medians[other]:.3f}" for one, other in pairs]
     total = sum(result.groups.values())
     shares = sorted(result.groups.items(), key=lambda item: -item[1])
     lines.append("  " + ", ".join(f"{group} {seconds / total:.0%}" for group, seconds in shares))

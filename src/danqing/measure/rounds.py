@@ -45,11 +45,12 @@ class Failed(Exception):
 class Worker:
     """A contender's process."""
 
-    def __init__(self, contender: Contender, work: Work, path: Path, own: bool) -> None:
+    def __init__(self, contender: Contender, work: Work, path: Path) -> None:
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        job = {"maker": contender.maker, "work": asdict(work), "path": str(path), "keep": own}
+        job = {"maker": contender.maker, "work": asdict(work), "path": str(path), "keep": contender.own}
+        job["options"] = dict(contender.options)
         environment = dict(os.environ)
-        if not own:  # what Danqing's command line sets for itself
+        if not contender.own:  # what Danqing's command line sets for itself
             environment.pop("THP_MEM_ALLOC_ENABLE", None)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "danqing.measure.worker", json.dumps(job)],
@@ -97,36 +98,38 @@ class Worker:
 
 def in_turns(
     work: Work,
-    own: Contender,
-    peers: Sequence[Contender],
+    contenders: Sequence[Contender],
     paths: Mapping[bool, Path],
     rounds: int,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Timing], dict[str, float]]:
-    """Each contender's timing by its name, Danqing's first, and Danqing's seconds by group under the profiler.
+    """Each contender's timing by its name, and the first's seconds by group under the profiler.
 
-    `paths`: where the weights are, as a folder and (True) as a single file. A peer that fails is named by `say` and
-    left out. Raises DanqingError where Danqing itself fails.
+    `paths`: where the weights are, as a folder and (True) as a single file. Who fails is named by `say` and
+    left out. Raises DanqingError where the first does, which is Danqing itself.
     """
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         readiness: dict[str, float] = {}
-        for contender in (*peers, own):  # those that take most memory to get ready come before others hold theirs
-            worker = stack.enter_context(Worker(contender, work, paths[contender.single_file], contender is own))
+        first, *_ = contenders
+        for contender in reversed(
+            contenders
+        ):  # those that take most memory to get ready come before others hold theirs
+            worker = stack.enter_context(Worker(contender, work, paths[contender.single_file]))
             try:
                 readiness[contender.name] = worker.ready()
                 workers[contender.name] = worker
             except Failed as error:
-                if contender is own:
+                if contender is first:
                     raise DanqingError(f"{work}: {error}") from None
                 say(f"{contender.name} failed and is left out: {error}")
-        names = [own.name, *(name for name in workers if name != own.name)]
+        names = [contender.name for contender in contenders if contender.name in workers]
         answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         try:
             for _ in range(rounds):
                 for name in names:
                     answers[name].append(workers[name].ask("time"))
-            groups = workers[own.name].ask("profile")["groups"]
+            groups = workers[first.name].ask("profile")["groups"]
         except Failed as error:
             raise DanqingError(f"{work}: a contender ended between rounds: {error}") from None
     timings = {

@@ -1,6 +1,6 @@
 """One contender in a process of its own: it says when it is ready, and answers each request with a line of JSON.
 
-    python -m danqing.measure.worker '{"maker": "module:function", "work": {...}, "path": "...", "keep": true}'
+    python -m danqing.measure.worker '{"maker": "module:function", "work": {...}, "path": "...", "keep": true, "options": {}}'
 
 Requests are lines: `time` runs once; `profile` runs once under torch's profiler. The end of the input ends it.
 """
@@ -68,7 +68,7 @@ def main(argument: str) -> None:
 
     begin = time.perf_counter()
     module, _, function = job["maker"].partition(":")
-    call: Callable[[], Any] = getattr(import_module(module), function)(work, Path(job["path"]))
+    call: Callable[[], Any] = getattr(import_module(module), function)(work, Path(job["path"]), **job["options"])
     call()
     answer(ready=time.perf_counter() - begin)
     from danqing.measure.groups import spent
