@@ -22,7 +22,7 @@ demo: .venv/installed
 	$(BIN)/python examples/demo.py demo.png
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: .venv/installed-test
 	$(BIN)/python -m pytest -m long
