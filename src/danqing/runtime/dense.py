@@ -1,7 +1,7 @@
 """Linear layers on a CPU by oneDNN's kernels, with what follows them done before a sum leaves the registers.
 
 torch gives float32 linear layers to MKL, which is slow on processors that are not Intel's: on an AMD EPYC oneDNN takes
-0.6 to 0.9 of its time.
+0.8 to 0.9 of its time, with a gate 0.7 to 0.8; in bfloat16 it is as fast, with a gate 0.8 to 0.9.
 """
 
 from __future__ import annotations
