@@ -17,6 +17,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -98,11 +99,12 @@ def serve_diffusers(dtype: str) -> None:
         image.save(data, "PNG")
         return Response(data.getvalue(), media_type="image/png")
 
-    config = uvicorn.Config(app, port=0, log_level="error")
-    socket = config.bind_socket()
-    socket.listen(1024)
-    print(f"http://127.0.0.1:{socket.getsockname()[1]}", flush=True)
-    uvicorn.Server(config).run(sockets=[socket])
+    config = uvicorn.Config(app, port=0, log_level="error", timeout_keep_alive=60)
+    bound = config.bind_socket()
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as `uvicorn.run` has it
+    bound.listen(1024)
+    print(f"http://127.0.0.1:{bound.getsockname()[1]}", flush=True)
+    uvicorn.Server(config).run(sockets=[bound])
 
 
 # --- those who take turns ---------------------------------------------------------------------------------------------
@@ -210,15 +212,14 @@ class Caller:
 
 
 def from_studio(ask: Caller, number: int, steps: int) -> bytes:
-    """A job, its end, its file."""
+    """A job, its picture once there is one, its file."""
     request = {"prompt": prompt(number), "seed": number, "steps": steps, "width": SIZE, "height": SIZE}
     job = json.loads(ask("/api/v1/jobs", {"kind": "txt2img", "request": request}))
-    while job["state"] in ("queued", "running"):
-        job = json.loads(ask(f"/api/v1/jobs/{job['id']}?wait=60"))
-    if job["state"] != "done":
-        raise OSError(f"job {job['state']}: {job['error']}")
-    (picture,) = json.loads(ask(f"/api/v1/jobs/{job['id']}/pictures"))
-    return ask(picture["url"])
+    while not (pictures := json.loads(ask(f"/api/v1/jobs/{job['id']}/pictures?wait=60"))):
+        job = json.loads(ask(f"/api/v1/jobs/{job['id']}"))
+        if job["state"] not in ("queued", "running"):
+            raise OSError(f"job {job['state']}: {job['error']}")
+    return ask(pictures[0]["url"])
 
 
 def from_diffusers(ask: Caller, number: int, steps: int) -> bytes:

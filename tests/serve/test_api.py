@@ -49,6 +49,15 @@ def painted(client: TestClient, **request: Any) -> tuple[dict[str, Any], list[di
     return job, client.get(f"/api/v1/jobs/{job['id']}/pictures").json()
 
 
+def test_pictures_may_be_waited_for(client: TestClient, engine: Engine) -> None:
+    job = client.post("/api/v1/jobs", json={"kind": "txt2img", "request": {"seed": 1, "batch_size": 3}}).json()["id"]
+    assert len(client.get(f"/api/v1/jobs/{job}/pictures", params={"wait": 10}).json()) == 3
+    engine.pause()
+    job = client.post("/api/v1/jobs", json={"kind": "txt2img", "request": {"seed": 1}}).json()["id"]
+    assert client.get(f"/api/v1/jobs/{job}/pictures", params={"wait": 0.05}).json() == []
+    assert client.get(f"/api/v1/jobs/{'0' * 32}/pictures", params={"wait": 10}).status_code == 404
+
+
 def test_a_job_from_request_to_file(client: TestClient) -> None:
     job, (first, second) = painted(client, prompt="a red apple", batch_size=2)
     assert job["request"]["prompt"] == "a red apple"

@@ -77,6 +77,24 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
             run.serve(engine, settings)
 
 
+def test_no_answer_waits_for_the_callers_word_that_its_head_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = fake_studio(tmp_path, start=False)
+    met: list[int] = []
+
+    def met_by(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        (listening,) = sockets
+        listening.listen()
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            met.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(uvicorn.Server, "run", met_by)
+    run.serve(engine, ServeSettings(port=0, api=False, page=False))
+    engine.close()
+    assert met == [1]
+
+
 def test_tls_by_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:

@@ -85,6 +85,12 @@ def from_folder(folder: str | Path) -> Tokenizer:
 
 def from_texts(texts: Mapping[str, str], source: str) -> Tokenizer:
     """`from_folder`, of the files' texts by their names. Raises DanqingError that names `source`."""
+    return _read(tuple(texts.items()), source)
+
+
+@lru_cache(maxsize=4)  # reading takes as long as a step of a small model
+def _read(named: tuple[tuple[str, str], ...], source: str) -> Tokenizer:
+    texts = dict(named)
     try:
         if "tokenizer.json" in texts:
             backend = tokenizers.Tokenizer.from_str(texts["tokenizer.json"])

@@ -34,6 +34,7 @@ from danqing.version import __version__
 from danqing.vocabulary import SAMPLERS, SCHEDULERS
 
 Identity = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="32 hexadecimal digits")]
+Wait = Annotated[float, Query(ge=0, le=60, description="seconds")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=1 << 40)]
 Stamp = Annotated[float | None, Query(ge=0, le=1e12, description="seconds since 1970")]
@@ -205,14 +206,15 @@ def _add_jobs(api: APIRouter, engine: Engine) -> None:
         return [_job_out(job) for job in engine.jobs(state, limit, offset)]
 
     @api.get("/jobs/{job}", tags=["jobs"], summary="One job")
-    async def job(job: Identity, wait: Annotated[float, Query(ge=0, le=60)] = 0.0) -> JobOut:
+    async def job(job: Identity, wait: Wait = 0.0) -> JobOut:
         """With `wait` it answers when the job is over, or after so many seconds."""
         return _job_out(await _waited(engine, job, wait))
 
     @api.get("/jobs/{job}/pictures", tags=["jobs"], summary="What it has painted so far")
-    def pictures(job: Identity) -> list[PictureOut]:
-        engine.job(job)
-        return [_picture_out(each) for each in engine.pictures(job)]
+    async def pictures(job: Identity, wait: Wait = 0.0) -> list[PictureOut]:
+        """With `wait` it answers when the job is over, or after so many seconds; of a job that failed there may be none."""
+        await _waited(engine, job, wait)
+        return [_picture_out(each) for each in await run_in_threadpool(engine.pictures, job)]
 
     @api.get("/jobs/{job}/progress", tags=["jobs"], summary="How far it is")
     def progress(job: Identity) -> ProgressOut:

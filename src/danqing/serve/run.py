@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,9 @@ if TYPE_CHECKING:  # it needs the page's own packages
 log = logging.getLogger("danqing.serve")
 _HEAD_SECONDS = 20.0
 """For a request's first lines: whoever takes longer keeps a connection from others."""
+_IDLE_SECONDS = 60
+"""How long a connection without a request stays open. Longer than clients pause between two: one that asks as the server
+hangs up is told of an error that is none."""
 _CONNECTIONS = 1000
 _GRACE = 10
 
@@ -98,6 +103,7 @@ def serve(engine: Engine, settings: ServeSettings, ready: Callable[[str], None] 
         server_header=False,
         proxy_headers=False,
         limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_GRACE,
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,
@@ -110,18 +116,21 @@ def serve(engine: Engine, settings: ServeSettings, ready: Callable[[str], None] 
             f"{settings.certificate}: TLS cannot begin with this certificate and its key: {error.strerror or error}"
         ) from None
     try:
-        socket = config.bind_socket()
+        bound = config.bind_socket()
     except (OSError, SystemExit):
         engine.close()
         raise DanqingError(
             f"port: {settings.host}:{settings.port} is taken or not this machine's; give another --port"
         ) from None
+    # asyncio sets this for sockets that say TCP by number, and uvicorn's does not: without it an answer's body waits for
+    # the caller's word that the head has come, 40 ms
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     engine.start()
     page = app.state.page if settings.page else None
     threading.Thread(target=_warm, args=(engine, page), name="danqing-warm", daemon=True).start()
-    port = socket.getsockname()[1]
+    port = bound.getsockname()[1]
     shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
-    _Server(config, engine, lambda: ready(f"{settings.scheme}://{shown}:{port}")).run(sockets=[socket])
+    _Server(config, engine, lambda: ready(f"{settings.scheme}://{shown}:{port}")).run(sockets=[bound])
 
 
 class _Server(uvicorn.Server):
@@ -152,3 +161,5 @@ def _warm(engine: Engine, page: Page | None) -> None:
         log.warning("the default model is not loaded: %s", error)
     if page is not None:
         page.build("zh")
+    gc.collect()
+    gc.freeze()  # what is here stays: hundreds of thousands of objects, which the painter would wait for every so often
