@@ -90,6 +90,7 @@ def test_no_answer_waits_for_the_callers_word_that_its_head_has_come(
             met.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     monkeypatch.setattr(uvicorn.Server, "run", met_by)
+    monkeypatch.setattr(run, "_warm", lambda engine, page: None)
     run.serve(engine, ServeSettings(port=0, api=False, page=False))
     engine.close()
     assert met == [1]
