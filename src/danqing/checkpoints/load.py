@@ -25,6 +25,7 @@ from danqing.models.clip import CLIPText
 from danqing.runtime.blank import without_weights
 from danqing.runtime.conversion import Block
 from danqing.runtime.memory import left, plans, predicted_peak
+from danqing.runtime.packed import keep_packed
 from danqing.runtime.stream import Streamed, filler, slot_bytes, stream, units
 
 _LATER = 256 << 20
@@ -72,6 +73,8 @@ def load(
     rooms = _rooms(row, nets, components, device, dtype, memory)
     for name, net in nets.items():
         assign(net, components[name], device, dtype, rooms.get(name))
+    if memory is None:
+        keep_packed(nets["unet"])
     return Model(
         family=row,
         denoiser=nets["unet"],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from danqing.runtime.attention import attention
 from danqing.runtime.dense import linear
+from danqing.runtime.packed import convolution
 
 
 def by_row(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -42,6 +43,10 @@ class Conv2d(nn.Conv2d):
     On a CPU the float32 kernel is chosen by the size of the batch, and the kernels add up in different orders: who
     wants a picture's bits to be its own there calls the network for one picture at a time, as `sampling.predict` does.
     """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        kept = convolution(self, input, weight, bias)
+        return super()._conv_forward(input, weight, bias) if kept is None else kept
 
 
 class Linear(nn.Linear):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danqing.runtime.packed import keep_alike
 from danqing.runtime.stream import Streamed
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -95,6 +96,7 @@ def twin(module: Network, weights: Mapping[str, Tensor]) -> Network:
             if parameter is None or parameter.shape != tensor.shape:
                 raise ValueError(f"{prefix}{name}: no parameter of shape {list(tensor.shape)}")
             weight = tensor if isinstance(tensor, Streamed) else nn.Parameter(tensor, parameter.requires_grad)
+            keep_alike(weight, parameter)
             other._parameters[name] = weight
         return other
 
