@@ -28,6 +28,7 @@ from danqing.models.lllite import LLLite, LLLiteLayer
 from danqing.models.t2i_adapter import T2IAdapter, T2IAdapterConfig, places
 from danqing.models.unet import Attention, UNet, UNetConfig, skip_channels
 from danqing.runtime.blank import without_weights
+from danqing.runtime.packed import keep_packed
 from danqing.runtime.stream import whole
 
 MARKS = ("lora_controlnet", "difference")
@@ -71,6 +72,8 @@ def load_control(
     if str(trouble):
         raise DanqingError(f"{path}: is not a whole {kind.title.split(' ', 1)[1]}: {trouble}")
     assign(network, entries, device or model.device, dtype or model.dtype, room(model))
+    if model.memory is None:
+        keep_packed(network)
     return network
 
 

@@ -143,7 +143,7 @@ class ControlNet(Encoder):
         """
         embedding = self.embed(timestep, pooled, time_ids, guidance)
         mask = None if mask is None else mask[:, None, None, :]
-        hidden = self.conv_in(latents)
+        hidden = self.conv_in(latents.contiguous(memory_format=torch.channels_last))
         if self.control.tasks:
             embedding = embedding + self._kinds(tasks, embedding)
             hidden = hidden + self._fused(hidden, hints, tasks)

@@ -456,6 +456,7 @@ class UNet(Encoder):
         """
         embedding = self.embed(timestep, pooled, time_ids, guidance)
         mask = None if mask is None else mask[:, None, None, :]
+        latents = latents.contiguous(memory_format=torch.channels_last)  # and so is all that comes of them
         hidden, skip = _leave("conv_in", self.conv_in(latents), patches)
         skips = [skip]
         for i, block in enumerate(self.down_blocks):

@@ -59,6 +59,8 @@ def convolution(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None
     kept: Kept | None = getattr(weight, "kept", None)
     if kept is None or not by_onednn(x, weight) or not isinstance(layer.padding, tuple):
         return None
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):  # torch has other kernels for those
+        return None
     if x.dtype == torch.float32 and len(x) == 1 and x.numel() <= FEW:
         return None
     if not kept.called:  # who calls but once need not wait for it
@@ -70,5 +72,4 @@ def convolution(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None
         kept.made_of, kept.weight = (), None
         kept.weight = _OPS._reorder_convolution_weight(weight, *shape, list(x.shape))
         kept.made_of = made_of
-    x = x.contiguous(memory_format=torch.channels_last)
     return _OPS._convolution_pointwise(x, kept.weight, bias, *shape, "none", [], "")  # type: ignore[no-any-return]

@@ -1,0 +1,104 @@
+"""Convolutions' weights that are kept in oneDNN's order: the same bits, whatever happens to the weight."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from danqing.models.layers import Conv2d
+from danqing.models.weights import twin
+from danqing.runtime import packed
+from danqing.runtime.packed import Kept, keep_packed
+
+pytestmark = pytest.mark.skipif(not packed.AVAILABLE, reason="this torch has no such operations")
+
+
+def kept(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, dtype: torch.dtype = torch.float32) -> Conv2d:
+    torch.manual_seed(0)
+    layer = Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2).to(dtype).requires_grad_(False)
+    keep_packed(layer)
+    assert hasattr(layer.weight, "kept")
+    return layer
+
+
+def packs(layer: Conv2d) -> Kept:
+    return layer.weight.kept  # type: ignore[attr-defined, no-any-return]
+
+
+def picture(*size: int) -> Tensor:
+    return torch.randn(*size).contiguous(memory_format=torch.channels_last)  # as in the U-Net
+
+
+def plain(layer: Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("c_in", "c_out", "kernel", "stride"), [(320, 320, 3, 1), (320, 640, 3, 2), (640, 320, 1, 1)])
+def test_the_bits_are_torchs_own_at_any_size_and_from_call_to_call(
+    dtype: torch.dtype, c_in: int, c_out: int, kernel: int, stride: int
+) -> None:
+    layer = kept(c_in, c_out, kernel, stride, dtype)
+    for batch, height, width in (
+        (1, 16, 16),
+        (2, 8, 8),
+        (1, 8, 8),
+        (1, 33, 20),
+        (1, 5, 7),
+        (1, 1, 1),
+        (3, 1, 1),
+        (1, 16, 16),
+    ):
+        x = picture(batch, c_in, height, width).to(dtype)
+        assert torch.equal(layer(x), plain(layer, x)), (batch, height, width)
+    assert packs(layer).weight is not None
+
+
+def test_who_calls_but_once_packs_nothing() -> None:
+    layer = kept(64, 128)
+    layer(picture(1, 64, 32, 32))
+    assert packs(layer).weight is None
+
+
+def test_a_weight_that_changes_is_packed_again() -> None:
+    layer, x = kept(64, 128), picture(2, 64, 16, 16)
+    for _ in range(3):
+        layer(x)
+    before = packs(layer).weight
+    layer.weight.mul_(2)
+    assert torch.equal(layer(x), plain(layer, x))
+    assert packs(layer).weight is not before
+    layer.weight.data = layer.weight.data.clone() + 1
+    assert torch.equal(layer(x), plain(layer, x))
+    layer.to(torch.bfloat16)
+    assert torch.equal(layer(x.bfloat16()), plain(layer, x.bfloat16()))
+
+
+def test_a_twin_keeps_its_own_and_a_copy_nothing() -> None:
+    layer, x = kept(64, 128), picture(2, 64, 16, 16)
+    for _ in range(3):
+        layer(x)
+    other = twin(layer, {"weight": layer.weight * 3})
+    for _ in range(3):
+        assert torch.equal(other(x), plain(other, x))
+    assert packs(other).weight is not packs(layer).weight is not None
+    assert not hasattr(copy.deepcopy(layer).weight, "kept")
+
+
+def test_gradients_flow() -> None:
+    layer, x = kept(64, 128), picture(2, 64, 16, 16).requires_grad_()
+    for _ in range(2):
+        layer(x).sum().backward()
+    assert x.grad is not None
+    assert packs(layer).weight is None
+
+
+def test_little_memory_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Conv2d(64, 128, 3, padding=1)
+    monkeypatch.setattr(packed, "available", lambda device: 3 * layer.weight.nbytes)
+    keep_packed(layer)
+    assert not hasattr(layer.weight, "kept")
