@@ -184,17 +184,19 @@ def _batches(request: Painting, studio: Studio, safety_checker: bool) -> Generat
     for batch in range(batches):
         singles = [resolved.picture(batch * size + index) for index in range(size)]
         latents = clean = torch.empty(0)
-        done, work = 0, painter.batch(singles)
+        done, told, work = 0, 0, painter.batch(singles)
         while True:
             try:
                 step = next(work)
             except StopIteration as finished:
                 images: list[Image.Image] = finished.value
                 break
-            # the last step is told with its pictures; how many a detailer adds is not known before
-            if done and done < painter.count:
+            if told < done:  # it was not the last: a detailer has added some
                 yield Progress(batch, batches, done, painter.count, latents, clean)
             latents, clean, done = step.latents, step.clean, done + 1
+            if done < painter.count:  # the last step is told with its pictures
+                told = done
+                yield Progress(batch, batches, done, painter.count, latents, clean)
         pictures = [
             Picture(_checked(image, checker, note), single.model_copy(update={"notes": tuple(notes)}), hashes, platform)
             for image, single in zip(images, singles)

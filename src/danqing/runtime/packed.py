@@ -20,7 +20,10 @@ AVAILABLE = hasattr(_OPS, "_reorder_convolution_weight") and hasattr(_OPS, "_con
 SMALL = 1 << 16
 """Values: fewer are put in order in no time."""
 FEW = 20480
-"""Values of one picture that torch, in float32, convolves by kernels of its own, which add up in another order."""
+"""Values of one picture that torch, in float32, convolves by kernels of its own, which add up in another order than they
+would beside another picture."""
+LATE = 2
+"""Calls before a weight is put in order, which takes about as long as one: who wants to see the first step need not wait."""
 SHARE = 4
 """A network's weights are kept where so many times their memory is free."""
 
@@ -29,13 +32,14 @@ SHARE = 4
 class Kept:
     """A weight in oneDNN's order, and what it was made of."""
 
-    called: bool = False
+    calls: int = 0
+    """Without it so far."""
     made_of: tuple[Any, ...] = ()
     weight: Tensor | None = None
 
 
 def keep_packed(network: nn.Module) -> None:
-    """Let the network's convolutions keep their weights in oneDNN's order, from their second call on a CPU on.
+    """Let the network's convolutions keep their weights in oneDNN's order, from their third call on a CPU on.
 
     That takes the weights' memory once more; where there is little, nothing is kept. A weight that is changed in its
     place is put in order again.
@@ -55,21 +59,27 @@ def keep_alike(new: Tensor, old: Tensor) -> None:
 
 
 def convolution(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """The convolution of x (B, C, H, W) by a kept weight; None where it is not kept, or others compute."""
+    """The convolution of x (B, C, H, W), channels last, by oneDNN; None where torch does it as well, or others compute."""
     kept: Kept | None = getattr(weight, "kept", None)
-    if kept is None or not by_onednn(x, weight) or not isinstance(layer.padding, tuple):
+    few = x.dtype == torch.float32 and len(x) == 1 and x.numel() <= FEW
+    if (kept is None and not few) or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return None
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):  # torch has other kernels for those
+    if not AVAILABLE or not by_onednn(x, weight) or not isinstance(layer.padding, tuple):
         return None
-    if x.dtype == torch.float32 and len(x) == 1 and x.numel() <= FEW:
-        return None
-    if not kept.called:  # who calls but once need not wait for it
-        kept.called = True
-        return None
-    made_of = weight.data_ptr(), weight._version, weight.dtype
     shape = layer.padding, layer.stride, layer.dilation, layer.groups
-    if kept.made_of != made_of:
-        kept.made_of, kept.weight = (), None
-        kept.weight = _OPS._reorder_convolution_weight(weight, *shape, list(x.shape))
-        kept.made_of = made_of
-    return _OPS._convolution_pointwise(x, kept.weight, bias, *shape, "none", [], "")  # type: ignore[no-any-return]
+    used = weight if kept is None else _ordered(kept, weight, shape, x)
+    if used is weight and not few:
+        return None
+    return _OPS._convolution_pointwise(x, used, bias, *shape, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _ordered(kept: Kept, weight: Tensor, shape: tuple[Any, ...], x: Tensor) -> Tensor:
+    """The weight in oneDNN's order; as it is at first."""
+    if kept.calls < LATE:
+        kept.calls += 1
+        return weight
+    made_of = weight.data_ptr(), weight._version, weight.dtype
+    if kept.weight is None or kept.made_of != made_of:
+        kept.weight = None
+        kept.weight, kept.made_of = _OPS._reorder_convolution_weight(weight, *shape, list(x.shape)), made_of
+    return kept.weight
