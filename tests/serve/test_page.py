@@ -21,10 +21,11 @@ from danqing.library.listing import Row
 from danqing.metadata.files import read_picture
 from danqing.requests import REQUESTS, ImageToImage, Inpaint, Outpaint, TextToImage, Upscale
 from danqing.serve.app import create_app
-from danqing.serve.engine import Engine
+from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.gallery import copied
 from danqing.serve.page import cleaned, served
 from danqing.serve.page_controls import Field, fields_of, record_of
+from danqing.serve.page_errors import explained
 from danqing.serve.page_fields import FIELDS, GLOSSARY
 from danqing.serve.page_gallery import compared
 from danqing.serve.page_jobs import look
@@ -34,6 +35,7 @@ from danqing.serve.page_texts import CHOICES, WORDS, glossary, say_in, term, wan
 from danqing.serve.page_tools import cards_of, glossary_table, tag
 from danqing.serve.page_uploads import SESSIONS
 from danqing.serve.settings import ServeSettings
+from danqing.serve.store import NotFound
 from studio import fake_studio
 
 BASE = "http://127.0.0.1:7860"
@@ -251,8 +253,8 @@ def test_what_waits_says_how_many_are_before_it(engine: Engine) -> None:
     engine.pause()
     try:
         jobs = [engine.submit(TextToImage(prompt="a queue")) for _ in range(2)]
-        assert "1 before it" in look(engine, jobs[1].id, say_in("en")).status
-        assert "1 个任务在前" in look(engine, jobs[1].id, say_in("zh")).status
+        assert "1 before it" in look(engine, jobs[1].id, "en").status
+        assert "1 个任务在前" in look(engine, jobs[1].id, "zh").status
     finally:
         engine.resume()
     for job in jobs:
@@ -278,6 +280,32 @@ def test_settings_reach_the_request_and_mistakes_are_told(client: TestClient, en
     browser.values[browser.named("Sampler", prompt)] = "Eulr"
     browser.fire(browser.find(elem_id="txt2img-paint"), "click")
     assert "did you mean" in browser.values[browser.find(elem_id="txt2img-status")]
+
+
+def test_mistakes_are_told_in_chinese(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client, "zh")
+    prompt, status = browser.find(elem_id="txt2img-prompt"), browser.find(elem_id="txt2img-status")
+    browser.values[prompt] = "山"
+    for label, wrong, said in (
+        ("步数", "0", "步数：不能小于 1，但给的是"),
+        ("种子", "xx", "种子：应为整数"),
+        ("采样器", "Eulr", "找不到采样器 &#x27;Eulr&#x27;；是不是 Euler、Euler a？"),
+        ("模型", "/etc/passwd", "不在模型文件夹里"),
+        ("宽度", "60000", "宽度：不能大于"),
+    ):
+        box = browser.named(label, prompt)
+        before, browser.values[box] = browser.values[box], wrong
+        browser.fire(browser.find(elem_id="txt2img-paint"), "click")
+        assert said in browser.values[status]
+        browser.values[box] = before
+    browser.fire(browser.find(elem_id="upscale-paint"), "click")
+    assert "请先选一张图片" in browser.values[browser.find(elem_id="upscale-status")]
+    assert "没有这个任务" in explained(str(NotFound("job: there is none with the id 'x'")), "zh")
+    full = QueueFull("queue: 1000 jobs wait already; try again when some are done")
+    assert explained(str(full), "zh") == "队列里已有 1000 个任务；请等一些完成后再试"
+    assert explained("lora 'ink' is unknown; did you mean ink2?", "zh") == "找不到LoRA 'ink'；是不是 ink2？"
+    assert explained("anything else: is said as it is", "zh") == "anything else: is said as it is"
+    assert explained("steps: should be a valid integer", "en") == "steps: should be a valid integer"
 
 
 def test_a_brush_stroke_is_a_mask(client: TestClient, engine: Engine) -> None:
@@ -573,6 +601,47 @@ def test_a_plot_is_painted_cell_by_cell(client: TestClient, engine: Engine) -> N
     assert "outside the model folders" in browser.values[browser.find(elem_id="plot-status")]
 
 
+def test_picture_to_picture_is_plotted(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    source = browser.find(elem_id="plot-source")
+    browser.values[source] = "img2img"
+    browser.fire(source, "change")
+    axis = browser.named("Axis X")
+    titles = [value for _, value in browser.props[axis]["choices"]]
+    assert "Extra noise" in titles
+    assert "Hires steps" not in titles
+    browser.values[axis] = "Denoising"
+    browser.values[browser.find(elem_id="plot-values-x")] = "0.3, 0.6"
+    browser.fire(browser.find(elem_id="plot-paint"), "click")
+    assert "picture first" in browser.values[browser.find(elem_id="plot-status")]
+    mode = browser.find(elem_id="img2img-mode")
+    browser.values[browser.named("Picture", mode)] = upload(client, Image.new("RGB", (64, 64), (1, 2, 3)))
+    job = painted(engine, browser, "plot")
+    assert (job.kind, job.state, job.request["kind"]) == ("plot", "done", "img2img")
+    assert [each["denoising_strength"] for each in job.parts[:2]] == [0.3, 0.6]
+    browser.values[mode] = "outpaint"
+    browser.values[browser.named("Left", mode)] = 64
+    job = painted(engine, browser, "plot")
+    assert (job.request["kind"], job.parts[0]["left"], job.state) == ("outpaint", 64, "done")
+
+
+def test_a_picture_is_sent_to_the_plots(client: TestClient, engine: Engine) -> None:
+    job = engine.wait(engine.submit(TextToImage(prompt="a red kite", seed=3, steps=8)).id, 20)
+    browser = Browser(client)
+    browser.values[browser.find(elem_id="plot-source")] = "img2img"
+    browser.values[browser.find(elem_id="gallery-words")] = "red kite"
+    browser.fire(browser.find(elem_id="gallery-search"), "click")
+    browser.fire(browser.find(elem_id="gallery-wall"), "select", {"index": 0, "value": None})
+    browser.fire(browser.find(elem_id="gallery-to-plot"), "click")
+    assert browser.props[browser.find(elem_id="dq-tabs")]["selected"] == "plot"
+    browser.values[browser.named("Axis X")] = "Steps"
+    browser.values[browser.find(elem_id="plot-values-x")] = "2, 3"
+    plotted = painted(engine, browser, "plot")
+    assert [(each["prompt"], each["seed"], each["steps"]) for each in plotted.parts[:2]] == [
+        ("a red kite", job.request["seed"], 2), ("a red kite", job.request["seed"], 3)
+    ]  # fmt: skip
+
+
 def test_a_prompts_parts_and_lines_of_prompts_are_plotted(client: TestClient, engine: Engine) -> None:
     browser = Browser(client)
     way = browser.find(elem_id="plot-way")
@@ -640,6 +709,37 @@ def test_all_that_wait_are_cancelled_by_a_button(client: TestClient, engine: Eng
         browser.fire(browser.find(elem_id="settings-clear"), "click")
         assert {engine.job(job.id).state for job in jobs} == {"cancelled"}
     finally:
+        engine.resume()
+
+
+def test_one_job_that_waits_is_moved_and_cancelled(client: TestClient, engine: Engine) -> None:
+    browser = Browser(client)
+    order, table = browser.find(elem_id="settings-order"), browser.find(elem_id="settings-jobs")
+
+    def press(act: str, job: str) -> list[str]:
+        """The order of painting, by the first letters of prompts, once the button is pressed."""
+        browser.values[order] = f"{act}:{job}"
+        browser.fire(order, "input")
+        return [each.request["prompt"] for each in engine.jobs(("queued",))]
+
+    engine.pause()
+    try:
+        high = engine.submit(TextToImage(prompt="a"), priority=5)
+        jobs = {name: engine.submit(TextToImage(prompt=name)) for name in ("b", "c", "<d>")}
+        assert press("first", jobs["<d>"].id) == ["<d>", "a", "b", "c"]
+        assert press("earlier", jobs["c"].id) == ["<d>", "a", "c", "b"]
+        assert press("earlier", jobs["<d>"].id) == ["<d>", "a", "c", "b"]
+        assert press("later", high.id) == ["<d>", "c", "a", "b"]  # past one of a lower priority
+        assert press("later", jobs["b"].id) == ["<d>", "c", "a", "b"]
+        assert press("cancel", jobs["c"].id) == ["<d>", "a", "b"]
+        assert engine.job(jobs["c"].id).state == "cancelled"
+        shown = browser.values[table]
+        assert shown.index("&lt;d&gt;") < shown.index(f"first:{high.id}")
+        assert f"first:{jobs['c'].id}" not in shown
+        press("first", jobs["c"].id)
+        assert "only what waits" in browser.values[table]
+    finally:
+        browser.fire(browser.find(elem_id="settings-clear"), "click")
         engine.resume()
 
 

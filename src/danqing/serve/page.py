@@ -195,7 +195,7 @@ def _application(engine: Engine, settings: ServeSettings, language: Language) ->
     inner = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     gr.mount_gradio_app(
         inner,
-        guarded(blocks(engine, settings, language), folder, engine.rules),
+        guarded(blocks(engine, settings, language), folder, engine.rules, language),
         path="/",
         allowed_paths=[str(engine.folder / "pictures")],
         show_error=True,

@@ -118,7 +118,7 @@ def blocks(engine: Engine, served: ServeSettings, language: Language) -> gr.Bloc
                 with gr.Tab(say(name), id=name, elem_id=f"tab-{name}"):
                     tabs[name] = draw(studio)
             with gr.Tab(say("plot"), id="plot", elem_id="tab-plot"):
-                sheet = plot(studio, tabs["txt2img"])
+                tabs["plot"] = plot(studio, tabs)
             told = told_picture(studio)
             with gr.Tab(say("gallery"), id="gallery", elem_id="tab-gallery") as wall:
                 hung = gallery(studio, tabs, choose, told)
@@ -143,13 +143,13 @@ def blocks(engine: Engine, served: ServeSettings, language: Language) -> gr.Bloc
                 identity = ""
             return followed(studio, identity, (), base_url(request, served))
 
-        for tab in (*tabs.values(), sheet):
+        for tab in tabs.values():
             on(page.load, again, [tab.job], tab.followed)
             for name, button in tab.sends.items():
                 send(studio, button.click, tabs[name], [tab.chosen], partial(picture_of, studio), choose, tab.status)
             on(tab.extra["copy"].click, partial(keep_copy, studio), [tab.chosen], [tab.status])
             listed = [control for control in tab.controls if control.listed]
-            if listed:  # a model that came since the start can be chosen, too
+            if listed and tab.name != "plot":  # a model that came since the start can be chosen, too
                 boxes = [control.component for control in listed]
                 on(page.load, partial(_listed, studio, listed), None, boxes)
         fill_defaults(studio, page.load, tabs["txt2img"])

@@ -17,6 +17,7 @@ from danqing.metadata.files import read_picture
 from danqing.metadata.read import as_dict, tell
 from danqing.serve.gallery import copied, differences, import_folder
 from danqing.serve.page_controls import shown
+from danqing.serve.page_errors import explained
 from danqing.serve.page_jobs import message, shown_small
 from danqing.serve.page_studio import Studio, Tab, base_url, on
 from danqing.serve.store import Query, Stored
@@ -121,7 +122,7 @@ def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> 
             try:
                 done = import_folder(studio.engine, folder, (folder,))
             except DanqingError as error:
-                failed.append(str(error))
+                failed.append(explained(str(error), studio.language))
                 continue
             lines.append(f"{say('imported')} {folder}: {done.added}")
             failed += done.failed[:3]
@@ -160,7 +161,7 @@ class Details:
         try:
             picture = self.studio.engine.store.picture(identity)
         except DanqingError as error:
-            return (gr.skip(),) * 6 + (message(str(error), problem=True),) + (gr.skip(),) * 3
+            return (gr.skip(),) * 6 + (self.studio.problem(error),) + (gr.skip(),) * 3
         gone = picture.deleted is not None
         return (
             picture.id, _view(picture, self.studio), picture.infotext, picture.favourite, picture.rating,
@@ -249,7 +250,7 @@ def _changed(studio: Studio, identity: str, **changes: Any) -> str:
     try:
         studio.engine.store.set_picture(identity, **changes)
     except DanqingError as error:
-        return message(str(error), problem=True)
+        return studio.problem(error)
     return message(studio.say("deleted" if changes.get("deleted") else "kept"))
 
 
@@ -260,7 +261,7 @@ def keep_copy(studio: Studio, identity: str) -> str:
     try:
         path = copied(studio.engine, studio.engine.store.picture(identity))
     except DanqingError as error:
-        return message(str(error), problem=True)
+        return studio.problem(error)
     return message(f"{studio.say('copied')} {path}")
 
 
@@ -290,22 +291,24 @@ def send(
     """Bind: what `source` tells of a picture goes into the tab's controls, the picture itself where it takes one."""
     pictures = {name: tab.extra[name] for name in _PICTURES if name in tab.extra}
     held = {component._id for component in pictures.values()}
+    plotted = [tab.extra["source"]] if "source" in tab.extra else []  # a plot is then of what is filled in
     # a picture's control is filled with the picture alone; what enlarges has no settings of a painting
     controls = [control for control in tab.controls if control.component._id not in held and tab.name != "upscale"]
 
     def go(chosen: str) -> list[Any]:
-        empty: list[Any] = [gr.skip()] * (len(controls) + len(pictures))
+        empty: list[Any] = [gr.skip()] * (len(controls) + len(pictures) + len(plotted))
         if not chosen:
             return [*empty, gr.skip(), message(studio.say("choose"), problem=True)]
         try:
             path, fields = source(chosen)
         except DanqingError as error:
-            return [*empty, gr.skip(), message(str(error), problem=True)]
+            return [*empty, gr.skip(), studio.problem(error)]
         values = shown(controls, _fitting(tab, fields)) if fields else empty[: len(controls)]
         files = [[path] if name == "images" else path for name in pictures]
-        return [*values, *files, gr.Tabs(selected=tab.name), message(studio.say("sent"))]
+        return [*values, *files, *["txt2img"] * len(plotted), gr.Tabs(selected=tab.name), message(studio.say("sent"))]
 
-    on(event, go, list(inputs), [*(control.component for control in controls), *pictures.values(), choose, note])
+    boxes = [control.component for control in controls]
+    on(event, go, list(inputs), [*boxes, *pictures.values(), *plotted, choose, note])
 
 
 def _fitting(tab: Tab, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,7 +316,7 @@ def _fitting(tab: Tab, fields: Mapping[str, Any]) -> dict[str, Any]:
     apart: set[str] = set()
     if tab.name == "img2img" and "image" not in fields:
         apart = {"width", "height", "denoising_strength"}
-    elif tab.name == "txt2img" and not fields.get("enable_hr"):
+    elif tab.name in ("txt2img", "plot") and not fields.get("enable_hr"):
         apart = {"denoising_strength"}
     return {name: value for name, value in fields.items() if name not in apart}
 
@@ -338,7 +341,7 @@ def _compare(studio: Studio, identity: Any) -> None:
         try:
             one, other = (studio.engine.store.picture(name) for name in names)
         except DanqingError as error:
-            return ("", ""), gr.skip(), message(str(error), problem=True)
+            return ("", ""), gr.skip(), studio.problem(error)
         files = (str(studio.engine.path(one)), str(studio.engine.path(other)))
         return names, files, compared(studio, one, other)
 
@@ -352,7 +355,7 @@ def compared(studio: Studio, one: Stored, other: Stored) -> str:
     try:
         found = differences(studio.engine, one, other)
     except DanqingError as error:
-        return message(str(error), problem=True)
+        return studio.problem(error)
     if not found:
         return message(say("same"))
     rows = "".join(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from danqing.serve.engine import Engine, Progress
-from danqing.serve.page_texts import Say
+from danqing.serve.page_errors import explained
+from danqing.serve.page_texts import Language, Say, say_in
 from danqing.serve.store import Job, NotFound, Stored
 
 _PREVIEW = 384
@@ -30,8 +31,9 @@ class Shown:
     over: bool
 
 
-def look(engine: Engine, identity: str, say: Say, *, previews: bool = True) -> Shown:
+def look(engine: Engine, identity: str, language: Language, *, previews: bool = True) -> Shown:
     """One job, as it is now, with or without a picture of what there is by now."""
+    say = say_in(language)
     try:
         job = engine.job(identity)
     except NotFound:
@@ -41,8 +43,9 @@ def look(engine: Engine, identity: str, say: Say, *, previews: bool = True) -> S
         pictures = pictures[-1:] if job.over else ()
     notes = "\n".join(job.notes)
     if job.over:
-        info = "\n\n".join(filter(None, (job.error, pictures[0].infotext if pictures else "", notes)))
-        return Shown(_ended(job, say), pictures, info, True)
+        error = explained(job.error or "", language)
+        info = "\n\n".join(filter(None, (error, pictures[0].infotext if pictures else "", notes)))
+        return Shown(_ended(job, error, say), pictures, info, True)
     before = engine.store.before(job) if job.state == "queued" else 0
     return Shown(_bar(job, engine.progress(identity, preview=previews), before, say), pictures, notes, False)
 
@@ -63,8 +66,8 @@ def message(text: str, *, problem: bool = False) -> str:
     return f'<div class="dq-status {kind}" role="status">{html.escape(text)}</div>'
 
 
-def _ended(job: Job, say: Say) -> str:
-    text = say(job.state) if job.error is None else f"{say(job.state)}: {job.error}"
+def _ended(job: Job, error: str, say: Say) -> str:
+    text = f"{say(job.state)}: {error}" if error else say(job.state)
     return message(text, problem=job.state == "failed")
 
 

@@ -17,7 +17,7 @@ from danqing.library.folders import BUNDLED
 from danqing.requests import ImageToImage, Inpaint, Outpaint, TextToImage
 from danqing.serve.page_controls import asked
 from danqing.serve.page_groups import grouped
-from danqing.serve.page_studio import Studio, Tab, buttons, on, outputs, prompts, refused, submitted, wire
+from danqing.serve.page_studio import Studio, Tab, buttons, on, outputs, prompts, wire
 from danqing.serve.work import Enlarge
 
 MODES: Mapping[str, type[ImageToImage]] = {
@@ -46,13 +46,13 @@ def txt2img(studio: Studio) -> Tab:
             results = outputs(studio, "txt2img")
         with gr.Column(elem_classes="dq-set"):
             controls += grouped(studio, [TextToImage], ("main", "hires"))[0]
-    tab = Tab("txt2img", tuple(controls), **results)
+
+    def ask(*values: Any) -> tuple[type[TextToImage], dict[str, Any]]:
+        return TextToImage, asked(TextToImage, controls, values)
+
+    tab = Tab("txt2img", tuple(controls), tuple(each.component for each in controls), ask, **results)
     _filled(studio, tab, tuple(FILLED))
-
-    def submit(*values: Any) -> tuple[Any, ...]:
-        return submitted(studio, TextToImage, asked(TextToImage, controls, values))
-
-    wire(studio, tab, pressed, submit, tab.components)
+    wire(studio, tab, pressed)
     return tab
 
 
@@ -81,15 +81,8 @@ def img2img(studio: Studio) -> Tab:
     controls = [*texts, *image, *made]
     image[0].component.elem_id = "img2img-image"
     results["extra"] |= {"mode": mode, "image": image[0].component, **canvas}
-    tab = Tab("img2img", tuple(controls), **results)
-    _filled(studio, tab, ("steps", "cfg_scale"))
-    sizes = [tab.named("model"), tab.named("width"), tab.named("height")]
-    for component in (image[0].component, canvas["inpaint"]):
-        on(component.upload, partial(_sized, studio), [component, sizes[0]], sizes[1:])
-    places = [*canvas.values(), groups["mask"], groups["masking"], groups["outpaint"]]
-    on(mode.change, partial(_switched, controls), [mode], [*places, *tab.components])
 
-    def submit(name: str, painted: Any, drawn: Any, *values: Any) -> tuple[Any, ...]:
+    def ask(name: str, painted: Any, drawn: Any, *values: Any) -> tuple[type[ImageToImage], dict[str, Any]]:
         kind = MODES[name]
         fields = asked(kind, controls, values)
         if name in canvas:  # its picture is on the canvas; that of the other ways is out of sight
@@ -97,10 +90,7 @@ def img2img(studio: Studio) -> Tab:
         if name == "sketch" and drawn is not None and drawn["composite"] is not None:
             fields["image"] = drawn["composite"]
             if "width" not in fields and "height" not in fields:
-                try:
-                    own = native(studio, fields.get("model"))
-                except DanqingError as error:
-                    return refused(str(error))
+                own = native(studio, fields.get("model"))
                 fields |= dict(zip(("width", "height"), fitted(drawn["composite"].size, own)))
         if name == "inpaint" and painted is not None and painted["background"] is not None:
             fields["image"] = painted["background"]
@@ -108,12 +98,20 @@ def img2img(studio: Studio) -> Tab:
             if mask is not None:
                 fields["mask"] = mask.resize(painted["background"].size)
             elif "mask" not in fields and "mask_text" not in fields:
-                return refused(say("no_mask"))
+                raise DanqingError(say("no_mask"))
         if fields.get("image") is None:
-            return refused(say("no_picture"))
-        return submitted(studio, kind, fields)
+            raise DanqingError(say("no_picture"))
+        return kind, fields
 
-    wire(studio, tab, pressed, submit, [mode, canvas["inpaint"], canvas["sketch"], *tab.components])
+    inputs = (mode, *canvas.values(), *(each.component for each in controls))
+    tab = Tab("img2img", tuple(controls), inputs, ask, **results)
+    _filled(studio, tab, ("steps", "cfg_scale"))
+    sizes = [tab.named("model"), tab.named("width"), tab.named("height")]
+    for component in (image[0].component, canvas["inpaint"]):
+        on(component.upload, partial(_sized, studio), [component, sizes[0]], sizes[1:])
+    places = [*canvas.values(), groups["mask"], groups["masking"], groups["outpaint"]]
+    on(mode.change, partial(_switched, controls), [mode], [*places, *tab.components])
+    wire(studio, tab, pressed)
     return tab
 
 
@@ -129,13 +127,15 @@ def upscale(studio: Studio) -> Tab:
             controls += grouped(studio, [Enlarge], ("upscale", "faces"), ("images",))[0]
     controls[0].component.elem_id = "upscale-images"
     results["extra"] |= {"images": controls[0].component}
-    tab = Tab("upscale", tuple(controls), **results)
 
-    def submit(*values: Any) -> tuple[Any, ...]:
+    def ask(*values: Any) -> tuple[type[Enlarge], dict[str, Any]]:
         fields = asked(Enlarge, controls, values)
-        return submitted(studio, Enlarge, fields) if "images" in fields else refused(studio.say("no_picture"))
+        if "images" not in fields:
+            raise DanqingError(studio.say("no_picture"))
+        return Enlarge, fields
 
-    wire(studio, tab, pressed, submit, tab.components)
+    tab = Tab("upscale", tuple(controls), tuple(each.component for each in controls), ask, **results)
+    wire(studio, tab, pressed)
     return tab
 
 

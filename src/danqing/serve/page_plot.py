@@ -1,33 +1,38 @@
-"""The plots' tab: what stands in text to picture, painted under changed settings or with every subset of its parts."""
+"""The plots' tab: what stands in text to picture or in picture to picture, painted under changed settings or with every subset of its parts."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
-from danqing.errors import DanqingError
 from danqing.pipeline.axes import LABELS
-from danqing.requests import TextToImage
-from danqing.serve.page_controls import asked
-from danqing.serve.page_studio import Studio, Tab, buttons, on, outputs, refused, submitted, wire
+from danqing.requests import REQUESTS, ImageToImage, Inpaint, Outpaint, Painting, TextToImage
+from danqing.serve.page_studio import Studio, Tab, buttons, on, outputs, wire
 from danqing.serve.work import Comparison
 
-AXES = (
-    "Prompt S/R",
-    "Size",
-    "Styles",
-    *(label for label, field in LABELS.items() if field in TextToImage.model_fields),
-)
+SOURCES: Mapping[str, tuple[type[Painting], ...]] = {"txt2img": (TextToImage,), "img2img": (ImageToImage, Inpaint, Outpaint)}
+"""Tabs whose request can be plotted, and what they ask for."""
 WAYS = ("axes", "matrix", "prompts")
 
 
-def plot(studio: Studio, source: Tab) -> Tab:
-    """Draw the tab; `source` is the tab whose request is changed. A plot is one job, whose last picture is its sheet."""
+def plot(studio: Studio, tabs: Mapping[str, Tab]) -> Tab:
+    """Draw the tab; of `tabs` those of `SOURCES` are plotted. A plot is one job, whose last picture is its sheet.
+
+    What is sent to it goes into text to picture.
+    """
     say = studio.say
     with gr.Row(elem_classes="dq-studio"):
         with gr.Column(elem_classes="dq-say"):
+            source = gr.Radio(
+                [(say(each), each) for each in SOURCES],
+                value="txt2img",
+                label=say("plot_source"),
+                elem_id="plot-source",
+                elem_classes="dq-segments",
+            )
             way = gr.Radio(
                 [(say(f"plot_{each}"), each) for each in WAYS],
                 value="axes",
@@ -62,15 +67,15 @@ def plot(studio: Studio, source: Tab) -> Tab:
         with gr.Column(elem_classes="dq-out"):
             pressed = buttons(studio, "plot")
             results = outputs(studio, "plot")
-    tab = Tab("plot", (), **results)
+    on(source.change, lambda name: [gr.update(choices=_choices(studio, name)) for _ in "XYZ"], [source], axes[::2])
 
     def switch(name: str) -> list[Any]:
         return [gr.update(visible=each) for each in (*(name == way for way in WAYS), name != "axes")]
 
     on(way.change, switch, [way], [*places.values(), counted])
 
-    def submit(name: str, *values: Any) -> tuple[Any, ...]:
-        given, (letters, negated, text, each, labels, gap), fields = values[:6], values[6:12], values[12:]
+    def ask(chosen: str, name: str, *values: Any) -> tuple[type[Comparison], dict[str, Any]]:
+        given, (letters, negated, text, each, labels, gap), rest = values[:6], values[6:12], values[12:]
         plotted: dict[str, Any] = {"legend": bool(labels), "margin": int(gap or 0)}
         if name == "axes":
             plotted |= {
@@ -83,23 +88,37 @@ def plot(studio: Studio, source: Tab) -> Tab:
             plotted["prompts"] = [line for line in (text or "").splitlines() if line.strip()]
         if name != "axes" and each:
             plotted["iterate_seeds"] = True
-        try:
-            request = asked(TextToImage, source.controls, fields)
-        except DanqingError as error:
-            return refused(str(error))
-        return submitted(studio, Comparison, {**plotted, "request": request})
+        count = len(tabs["txt2img"].inputs)
+        kind, request = tabs[chosen].ask(*(rest[:count] if chosen == "txt2img" else rest[count:]))
+        plotted["kind"] = next(each for each, made in REQUESTS.items() if made is kind)
+        return Comparison, {**plotted, "request": request}
 
-    inputs = [way, *axes, vary, negative, lines, counted, legend, margin, *source.components]
-    wire(studio, tab, pressed, submit, inputs)
+    own = (source, way, *axes, vary, negative, lines, counted, legend, margin)
+    results["extra"] |= {"source": source}
+    inputs = (*own, *tabs["txt2img"].inputs, *tabs["img2img"].inputs)
+    tab = Tab("plot", tabs["txt2img"].controls, inputs, ask, **results)
+    wire(studio, tab, pressed)
     return tab
+
+
+def _choices(studio: Studio, source: str) -> list[tuple[str, str]]:
+    """The axes of what a tab asks for."""
+    fields = {field for kind in SOURCES[source] for field in kind.model_fields}
+    titles = ("Prompt S/R", "Size", "Styles", *(title for title, field in LABELS.items() if field in fields))
+    return [(studio.say("no_axis"), ""), *((each, each) for each in titles)]
 
 
 def _axis(studio: Studio, letter: str) -> list[Any]:
     say, low = studio.say, letter.lower()
-    choices = [(say("no_axis"), ""), *((each, each) for each in AXES)]
     with gr.Row(elem_classes="dq-axis"):
         return [
-            gr.Dropdown(choices, value="", label=f"{say('axis')} {letter}", scale=2, elem_id=f"plot-axis-{low}"),
+            gr.Dropdown(
+                _choices(studio, "txt2img"),
+                value="",
+                label=f"{say('axis')} {letter}",
+                scale=2,
+                elem_id=f"plot-axis-{low}",
+            ),
             gr.Textbox(
                 label=f"{say('values')} {letter}",
                 placeholder=say("values_hint"),

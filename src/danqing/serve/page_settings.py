@@ -15,6 +15,7 @@ from danqing.serve.a1111_library import entries, stem
 from danqing.serve.page_controls import controls_of, fields_of, shown
 from danqing.serve.page_gallery import table_of
 from danqing.serve.page_jobs import message
+from danqing.serve.page_queue import jobs_table, ordered
 from danqing.serve.page_studio import Studio, Tab, on
 from danqing.serve.page_texts import COOKIE
 
@@ -70,8 +71,9 @@ def settings(studio: Studio) -> Callable[..., Any]:
     with gr.Row(elem_classes="dq-savebar"):
         save = gr.Button(say("save"), variant="primary", elem_id="settings-save", min_width=120)
         status = gr.HTML("", elem_id="settings-status")
-    with gr.Accordion(say("jobs"), open=False, elem_classes="dq-group"):
-        jobs = gr.HTML("")
+    with gr.Accordion(say("jobs"), open=True, elem_classes="dq-group"):
+        jobs = gr.HTML("", elem_id="settings-jobs")
+        order = gr.Textbox(label="", elem_id="settings-order", elem_classes="dq-hidden")  # filled by `page.js`
     with gr.Accordion(say("every_setting"), open=False, elem_classes="dq-group"):
         every = gr.HTML("")
 
@@ -80,15 +82,17 @@ def settings(studio: Studio) -> Callable[..., Any]:
 
     boxes = [control.component for control in filled]
 
-    def state() -> tuple[Any, ...]:
+    def summary() -> str:
         loaded = ", ".join(engine.models.loaded()) or "–"
         queue = say("paused") if engine.paused else f"{engine.store.waiting()} {say('waiting')}"
-        text = f"{say('queue')}: {queue} · {say('loaded')}: {loaded} ({engine.models.size / 1e6:,.0f} MB)"
+        return message(f"{say('queue')}: {queue} · {say('loaded')}: {loaded} ({engine.models.size / 1e6:,.0f} MB)")
+
+    def state() -> tuple[Any, ...]:
         options, current = studio.options(), engine.models.settings
         values: list[Any] = [_shown(current, name) for name in KEPT]
         values[0] = gr.update(value=values[0], choices=_models(studio))
         fields = shown(filled, options.get("fields", {}))
-        return message(text), _jobs(studio), _every(studio), options.get("previews", True), *fields, *values
+        return summary(), jobs_table(studio), _every(studio), options.get("previews", True), *fields, *values
 
     outputs = [line, jobs, every, previews, *boxes, *kept]
 
@@ -108,6 +112,13 @@ def settings(studio: Studio) -> Callable[..., Any]:
         on(pressed[name].click, act(what), None, outputs)
     on(pressed["refresh"].click, state, None, outputs)
 
+    def obey(what: str) -> tuple[str, str, str]:
+        """The queue alone: what was typed on this tab stays."""
+        problem = ordered(studio, what)
+        return summary(), problem + jobs_table(studio), ""
+
+    on(order.input, obey, [order], [line, jobs, order])
+
     def keep(seen: bool, *values: Any) -> str:
         fields = {
             control.path[0]: value
@@ -119,7 +130,7 @@ def settings(studio: Studio) -> Callable[..., Any]:
             for name, value in zip(KEPT, values[len(filled) :]):
                 _set(studio, name, value)
         except DanqingError as error:
-            return message(str(error), problem=True)
+            return studio.problem(error)
         studio.set_options({"previews": bool(seen), "fields": made.model_dump(mode="json", exclude_unset=True)})
         return message(say("kept"))
 
@@ -187,16 +198,6 @@ def _set(studio: Studio, name: str, value: Any) -> None:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     changed = set_value(models.settings.path, name, text)
     models.settings = models.settings.model_copy(update={name: getattr(changed, name)})
-
-
-def _jobs(studio: Studio) -> str:
-    say = studio.say
-    rows = "".join(
-        f"<tr><td><code>{job.id[:8]}</code></td><td>{html.escape(say(f'kind_{job.kind}'))}</td><td>{say(job.state)}</td>"
-        f"<td>{html.escape(job.origin)}</td><td>{job.total}</td></tr>"
-        for job in studio.engine.jobs(limit=20)
-    )
-    return table_of((say("jobs"), say("kind"), say("state"), say("origin"), say("pictures")), rows)
 
 
 def _every(studio: Studio) -> str:

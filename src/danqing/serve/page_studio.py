@@ -17,6 +17,7 @@ from danqing.prompts.tokenizer import clip
 from danqing.requests import REQUESTS, read
 from danqing.serve.engine import Engine
 from danqing.serve.page_controls import Control, controls_of, fields_of
+from danqing.serve.page_errors import explained
 from danqing.serve.page_jobs import look, message, shown_files, welcome
 from danqing.serve.page_texts import Language, Say, say_in
 from danqing.serve.settings import ServeSettings
@@ -46,6 +47,10 @@ class Studio:
         say = self.say if self.engine.models.settings.default_model is None else say_in("en")
         return say("examples").split("|")
 
+    def problem(self, error: DanqingError) -> str:
+        """What went wrong, as HTML."""
+        return message(explained(str(error), self.language), problem=True)
+
     def options(self) -> dict[str, Any]:
         """What was set on the settings' tab for this page: `previews`, and fields of a request that are filled in."""
         return dict(self.engine.store.options().get(_KEY) or {})
@@ -61,6 +66,10 @@ class Tab:
 
     name: str
     controls: tuple[Control, ...]
+    inputs: tuple[Any, ...]
+    """The components whose values `ask` takes."""
+    ask: Callable[..., tuple[type[BaseModel], dict[str, Any]]]
+    """What is asked for, as a request's class and fields. Raises DanqingError."""
     status: Any
     job: Any
     """Browser's memory of the last job, so that it is found again after a reload."""
@@ -194,26 +203,20 @@ def outputs(studio: Studio, name: str) -> dict[str, Any]:
     }
 
 
-def submitted(studio: Studio, kind: type[BaseModel], fields: dict[str, Any]) -> tuple[Any, ...]:
-    """(job, status, timer) of a request that is put into the queue, or of what is wrong with it."""
+def submitted(studio: Studio, tab: Tab, *values: Any) -> tuple[Any, ...]:
+    """(job, status, timer) of what a tab asks for, put into the queue, or of what is wrong with it."""
     try:
+        kind, fields = tab.ask(*values)
         job = studio.engine.submit(read(kind, fields), origin="page")
     except DanqingError as error:
-        return refused(str(error))
-    return job.id, look(studio.engine, job.id, studio.say).status, gr.Timer(active=True)
+        return gr.skip(), studio.problem(error), gr.skip()
+    return job.id, look(studio.engine, job.id, studio.language).status, gr.Timer(active=True)
 
 
-def refused(text: str) -> tuple[Any, ...]:
-    """The same where nothing is put into the queue."""
-    return gr.skip(), message(text, problem=True), gr.skip()
-
-
-def wire(
-    studio: Studio, tab: Tab, pressed: Mapping[str, Any], submit: Callable[..., Any], inputs: Sequence[Any]
-) -> None:
+def wire(studio: Studio, tab: Tab, pressed: Mapping[str, Any]) -> None:
     """What the buttons do, and how results come in: also those of a job that was begun before the page was loaded."""
     engine = studio.engine
-    on(pressed["paint"].click, submit, list(inputs), [tab.job, tab.status, tab.timer])
+    on(pressed["paint"].click, partial(submitted, studio, tab), list(tab.inputs), [tab.job, tab.status, tab.timer])
     for name in ("interrupt", "skip", "cancel"):
         on(pressed[name].click, partial(_told, getattr(engine, name)), [tab.job], None)
 
@@ -221,7 +224,7 @@ def wire(
         return followed(studio, identity, seen, base_url(request, studio.settings))
 
     def choose(identity: str, event: gr.SelectData) -> tuple[str, str]:
-        pictures = look(engine, identity, studio.say, previews=False).pictures
+        pictures = look(engine, identity, studio.language, previews=False).pictures
         index = event.index if isinstance(event.index, int) and event.index < len(pictures) else 0
         return (pictures[index].id, pictures[index].infotext) if pictures else ("", "")
 
@@ -242,7 +245,7 @@ def followed(studio: Studio, identity: str, seen: Sequence[str], base: str) -> t
     """
     if not identity:
         return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)
-    shown = look(studio.engine, identity, studio.say, previews=studio.options().get("previews", True))
+    shown = look(studio.engine, identity, studio.language, previews=studio.options().get("previews", True))
     timer = gr.Timer(active=not shown.over)
     ids = tuple(each.id for each in shown.pictures)
     if not ids or ids == tuple(seen or ()):

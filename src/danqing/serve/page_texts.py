@@ -103,17 +103,18 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "group_faces": ("Faces", "面部"),
     "group_more": ("More", "更多"),
     # plot
+    "plot_source": ("What is plotted", "画什么"),
     "plot_axes": ("X/Y/Z plot", "X/Y/Z 图表"),
     "plot_matrix": ("Prompt matrix", "提示词矩阵"),
     "plot_hint": (
-        "Paints what stands in “Text to picture” with these settings changed.",
-        "按“文生图”的设置作画，并逐一改变下列参数。",
+        "Paints what stands on that tab, with these settings changed.",
+        "按该页的设置作画，并逐一改变下列参数。",
     ),
     "no_axis": ("Nothing", "无"),
     "values_hint": ("1, 2, 3 or 10-30 (+10)", "1, 2, 3 或 10-30 (+10)"),
     "matrix_hint": (
-        "Write “a castle | night | snow” in “Text to picture”: painted with night, with snow, with both, with neither.",
-        "在“文生图”里写“城堡 | 夜晚 | 下雪”：分别画夜晚、下雪、两者兼有与两者皆无的城堡。",
+        "Write “a castle | night | snow” as that tab's prompt: painted with night, with snow, with both, with neither.",
+        "在该页的提示词里写“城堡 | 夜晚 | 下雪”：分别画夜晚、下雪、两者兼有与两者皆无的城堡。",
     ),
     "matrix_negative": ("Split the negative prompt", "拆分反向提示词"),
     "matrix_negative_hint": (
@@ -243,6 +244,11 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "source": ("From", "来源"),
     "jobs": ("Jobs", "任务"),
     "state": ("State", "状态"),
+    "prompt": ("Prompt", "提示词"),
+    "job_first": ("Paint it first", "移到最前"),
+    "job_earlier": ("Earlier", "提前"),
+    "job_later": ("Later", "推后"),
+    "job_cancel": ("Cancel", "取消"),
     "origin": ("Asked by", "来自"),
     "pictures": ("Pictures", "图片"),
 }

@@ -174,7 +174,7 @@ def told(studio: Studio, path: str | None) -> tuple[str, str]:
         file = read_picture(Path(path))
         found = tell(file)
     except DanqingError as error:
-        return "", message(str(error).replace(str(path), Path(path).name), problem=True)
+        return "", studio.problem(DanqingError(str(error).replace(str(path), Path(path).name)))
     text = file.texts.get("parameters") or as_infotext(found)
     return "\n\n".join([text, *found.notes]), message(f"{studio.say('made_with')} {found.tool}")
 

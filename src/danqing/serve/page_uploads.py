@@ -12,12 +12,14 @@ import gradio as gr
 
 from danqing.errors import DanqingError
 from danqing.serve.accept import Rules, check_picture
+from danqing.serve.page_errors import explained
+from danqing.serve.page_texts import Language
 
 SESSIONS = 32
 """Open pages that are remembered: Gradio keeps a copy of all components' settings for each, and of those that left too."""
 
 
-def guarded(page: gr.Blocks, folder: Path, rules: Rules) -> gr.Blocks:
+def guarded(page: gr.Blocks, folder: Path, rules: Rules, language: Language) -> gr.Blocks:
     """The page, whose handlers get pictures that were uploaded to `folder` and that `check_picture` takes, and no others.
 
     Gradio by itself fetches a picture whose path is a URL, and opens one of any size. This is done to the page, for what
@@ -30,7 +32,7 @@ def guarded(page: gr.Blocks, folder: Path, rules: Rules) -> gr.Blocks:
         try:
             await asyncio.to_thread(_look, block_fn.inputs, inputs, state, folder.resolve(), rules)
         except DanqingError as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from None
+            raise gr.Error(html.escape(explained(str(error), language)), print_exception=False) from None
         return await plain(block_fn, inputs, state, explicit_call)
 
     page.preprocess_data = preprocess_data  # type: ignore[method-assign]

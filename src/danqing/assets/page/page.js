@@ -153,7 +153,7 @@ window.danqing = (() => {
   });
   document.addEventListener("focusout", () => list.close());
 
-  // buttons within HTML: language, theme, prompts to try, models to take
+  // buttons within HTML: language, theme, prompts to try, models to take, jobs to move
 
   const fill = (area, text) => {
     const kind = area instanceof HTMLTextAreaElement ? HTMLTextAreaElement : HTMLInputElement;
@@ -161,9 +161,9 @@ window.danqing = (() => {
     area.dispatchEvent(new Event("input", { bubbles: true }));
   };
   document.addEventListener("click", (event) => {
-    const pressed = event.target instanceof Element && event.target.closest("[data-dq-language],[data-dq-theme],[data-dq-prompt],[data-dq-take]");
+    const pressed = event.target instanceof Element && event.target.closest("[data-dq-language],[data-dq-theme],[data-dq-prompt],[data-dq-take],[data-dq-job]");
     if (!pressed) return;
-    const { dqLanguage, dqPrompt, dqTake } = pressed.dataset;
+    const { dqLanguage, dqPrompt, dqTake, dqJob } = pressed.dataset;
     if (dqLanguage) api.language("danqing_language", dqLanguage);
     else if (dqPrompt) {
       const area = document.querySelector("#txt2img-prompt textarea");
@@ -171,6 +171,7 @@ window.danqing = (() => {
       fill(area, dqPrompt);
       setTimeout(() => button("#txt2img-paint")?.click(), 50);
     } else if (dqTake) fill(document.querySelector("#models-taken :is(textarea, input)"), dqTake);
+    else if (dqJob) fill(document.querySelector("#settings-order :is(textarea, input)"), dqJob);
     else api.theme(document.body.classList.contains("dark") ? "light" : "dark");
   });
 
