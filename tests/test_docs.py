@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import typer
 
 from danqing.checkpoints.save import save
@@ -112,15 +111,6 @@ def test_no_option_is_written_that_is_not_there() -> None:
 @pytest.fixture
 def tiny() -> Model:
     return load(device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Networks this small wait longer for each other's threads than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from danqing.cli import show
@@ -58,9 +57,8 @@ sample_every = 1000000
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+def _few(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread for networks of this size, and one prompt to look at."""
-    torch.set_num_threads(1)
     monkeypatch.setattr("danqing.train.diffusion.PROMPTS", ("thing 1",))
 
 

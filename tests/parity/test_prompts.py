@@ -1,7 +1,7 @@
 """Prompts against AUTOMATIC1111 (recorded), ComfyUI's formula, transformers' tokenizer and diffusers' encoding."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,7 @@ Parity = Callable[[str, str, float, float], None]
 SIZES = Sizes(original=(832, 1216), crop=(8, 16), target=(1024, 768))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Towers this small are done before a second thread wakes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- The language

@@ -4,7 +4,7 @@ transformers' CLIP: no library has them."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,12 +35,7 @@ from danqing.request_parts import AestheticEmbedding
 Parity = Callable[[str, str, float, float], None]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def hypernet(width: int, structure: tuple[float, ...], seed: int) -> nn.Sequential:
