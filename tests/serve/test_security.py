@@ -9,6 +9,7 @@ import ast
 import asyncio
 import base64
 import io
+import json
 import socket
 import struct
 import threading
@@ -28,6 +29,7 @@ from starlette.testclient import TestClient
 
 import danqing.serve
 from danqing.errors import DanqingError
+from danqing.library.names import find
 from danqing.requests import Painting
 from danqing.serve import accept, fetch
 from danqing.serve.accept import Rules, check_name, check_picture
@@ -761,6 +763,26 @@ def test_what_one_request_may_ask_for_is_limited(engine: Engine, request_: dict[
     assert answer.status_code == 400, answer.text[:300]
     assert words in answer.json()["error"]
     assert len(answer.text) < 1000
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "\ud800"], ids=["long", "longer", "no unicode"])
+def test_a_name_that_no_file_can_have_is_the_callers_fault(engine: Engine, name: str) -> None:
+    client = studio(engine, api=True)
+    adetailer = {"ADetailer": {"args": [True, False, {"ad_model": name}]}}
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/api/v1/jobs", {"kind": "txt2img", "request": {"model": name}}),
+        ("/api/v1/jobs", {"kind": "txt2img", "request": {"detailers": name}}),
+        ("/sdapi/v1/txt2img", {"override_settings": {"sd_model_checkpoint": name}}),
+        ("/sdapi/v1/txt2img", {"refiner_checkpoint": name, "refiner_switch_at": 0.5}),
+        ("/sdapi/v1/txt2img", {"alwayson_scripts": adetailer}),
+        ("/v1/images/generations", {"prompt": "a", "model": name}),
+    ]
+    for path, body in bodies:
+        answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+        assert answer.status_code < 500, (path, body, answer.text[:300])
+        assert answer.is_success or len(answer.text) < 2000
+    with pytest.raises(DanqingError):
+        find(name, "checkpoint", engine.models.settings)
 
 
 def test_only_folders_that_were_named_are_imported(engine: Engine, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -67,7 +68,7 @@ def _title(kind: Kind | None) -> str:
 
 def _by_path(text: str) -> Entry | None:
     path = Path(text).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # which says no to a name that is too long
         entry = entry_at(path.absolute())
         if entry:
             return entry

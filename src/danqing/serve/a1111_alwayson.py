@@ -5,6 +5,7 @@ Titles, orders of arguments and defaults are theirs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -86,7 +87,7 @@ def _detector(name: str, settings: Settings) -> str:
     for root in (settings.models_dir, *settings.folders):
         for folder in ("adetailer", "detectors", "models/adetailer"):
             path = root / folder / f"{stem}.onnx"
-            if path.is_file():
+            if os.path.isfile(path):  # which says no to a name that is too long
                 return str(path)
     raise HTTPException(422, f"ADetailer: no {quoted(stem + '.onnx')} in a folder adetailer of the model folders")
 

@@ -126,6 +126,9 @@ FORMATS = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JXL",
 """Formats of pictures that are opened, by Pillow's names: those that hold pixels and nothing else."""
 _TAG = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:([^:>]*)|embedding:([^\s,)>\]]+)", re.IGNORECASE)
 _STYLE_FILE = re.compile(r"\.(?:csv|json)\s*:", re.IGNORECASE)
+_NAME = 4096
+"""Characters of a name or path: systems have no longer ones."""
+_HALF = re.compile("[\ud800-\udfff]")
 _KEPT = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
 _ENDING = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
 
@@ -288,6 +291,8 @@ def check_name(name: str, field: str, roots: Sequence[Path]) -> None:
 
     Raises DanqingError.
     """
+    if len(name) > _NAME:
+        raise DanqingError(f"{field}: a name of {len(name)} characters; at most {_NAME}")
     pure = PurePosixPath(name.replace("\\", "/"))
     windows = PureWindowsPath(name)
     if "\0" in name or ".." in pure.parts:
@@ -423,6 +428,8 @@ def _walked(model: Any, rules: Rules, kept: Callable[[Any, str], str], roots: Se
 def _check_text(value: str, field: str, rules: Rules, roots: Sequence[Path]) -> None:
     if len(value) > rules.text:
         raise DanqingError(f"{field}: has {len(value)} characters; at most {rules.text}")
+    if _HALF.search(value):
+        raise DanqingError(f"{field}: is no valid Unicode; half of a surrogate pair stands alone")
     if field in FILES and value != REFERENCE:
         check_name(value, field, roots)
     if field == "styles" and _STYLE_FILE.search(value):
