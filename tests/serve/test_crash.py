@@ -127,6 +127,8 @@ def _run(folder: Path, kills: int, seed: int) -> None:
     server = Server(folder, 0.0)
     for job in acknowledged:
         assert server.over(job) == "done"
+    while server.ask("/api/v1/jobs?state=queued&state=running"):  # what came to be and was not acknowledged any more
+        time.sleep(0.05)
     server.process.send_signal(signal.SIGTERM)
     server.end()
     assert server.process.returncode in (0, -signal.SIGTERM)

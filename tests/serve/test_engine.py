@@ -271,6 +271,27 @@ def test_after_a_crash_running_jobs_wait_again_and_files_without_a_row_go(tmp_pa
     again.close()
 
 
+def test_a_job_that_was_told_to_end_does_not_begin_anew_after_a_crash(tmp_path: Path) -> None:
+    """A step that takes for ever is cancelled, and then the process is killed: it would come back with every start."""
+    engine, _ = fake_studio(tmp_path, start=False)
+    cancelled, interrupted, other, done = (engine.submit(TextToImage(prompt="a", seed=1)).id for _ in range(4))
+    for _ in range(4):
+        assert engine.store.start_next() is not None
+    engine.cancel(cancelled)
+    engine.cancel(interrupted)
+    engine.interrupt(interrupted)
+    engine.cancel(done)
+    engine.store.record(done, state="done")
+    engine.store.put_back([cancelled], alone=False)  # one that was told to end as the studio ended
+    assert engine.job(interrupted).state == "running"
+    engine.close()
+    again, _ = fake_studio(tmp_path, start=False)
+    states = [again.job(job).state for job in (cancelled, interrupted, other, done)]
+    assert states == ["cancelled", "interrupted", "queued", "done"]
+    assert again.job(cancelled).ended is not None
+    again.close()
+
+
 def test_one_folder_has_one_studio(tmp_path: Path) -> None:
     engine, _ = fake_studio(tmp_path)
     with pytest.raises(DanqingError, match="another studio"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from danqing.sampling.types import Prediction
 from danqing.serve.cache import ModelCache
 from danqing.serve.engine import Engine
 from danqing.serve.memo import Memo
-from danqing.serve.painter import missing, painter
+from danqing.serve.painter import missing, painter, sharing
 from danqing.serve.preview import FACTORS, SIDE, colours, look_of, preview
-from danqing.serve.store import Store
-from danqing.serve.work import Enlarge
+from danqing.serve.store import Job, Store
+from danqing.serve.work import Enlarge, Tick
 from tiny_model import tiny_model
 
 
@@ -250,6 +251,72 @@ def test_an_interrupted_batch_is_kept_as_it_is_by_then(tmp_path: Path, tiny: Mod
         assert image.size == whole.image.size
         assert not np.array_equal(np.asarray(image), np.asarray(whole.image))
         assert "interrupted after step" in image.info["danqing"]
+    engine.close()
+
+
+ALIKE = tuple(TextToImage(**{**BASE, "prompt": prompt, "steps": 4}) for prompt in ("a cat", "a dog", "a house"))
+
+
+def test_a_shared_run_that_is_cut_off_goes_on_together_or_alone(
+    tmp_path: Path, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the pictures that each has alone, and the network is asked no oftener than where it is painted at once."""
+    monkeypatch.setattr(Memo.__init__, "__defaults__", (0.0,))
+    calls = [0]
+
+    def count(*_: object) -> None:
+        calls[0] += 1
+
+    wanted = [np.asarray(paint(asked, tiny, say=lambda line: None)[0].image) for asked in ALIKE]
+    engine = studio(tmp_path, tiny)
+    jobs = [engine.submit(asked) for asked in ALIKE]
+    hook = tiny.denoiser.register_forward_hook(count)
+
+    def begun(some: list[Job], steps: int) -> list[Tick]:
+        paint_some = sharing(engine.models, tmp_path, 3).paint  # nothing is kept in memory
+        with closing(paint_some(some, lambda number, line: None)) as ticks:  # type: ignore[type-var]
+            return list(islice(ticks, steps))
+
+    try:
+        begun(jobs, 2)
+        begun([jobs[1], jobs[0]], 3)
+        last = begun(jobs[:2], 9)[-1]
+        with closing(painter(engine.models, tmp_path)(jobs[2], frozenset(), lambda line: None)) as ticks:  # type: ignore[type-var]
+            *_, alone = ticks
+    finally:
+        hook.remove()
+    found = [*last.finished, *alone.finished]
+    assert all(np.array_equal(np.asarray(each.image), picture) for each, picture in zip(found, wanted, strict=True))
+    assert calls[0] == len(ALIKE) * 4
+    engine.close()
+
+
+def test_one_of_a_shared_run_is_interrupted_and_kept_as_it_is_by_then(tmp_path: Path, tiny: Model) -> None:
+    models = ModelCache(settings=load_settings(data_dir=tmp_path), load=lambda name, vae: tiny)
+    engine = Engine(Store(f"sqlite:///{tmp_path / 'studio.db'}"), tmp_path, models, batch=3)
+    jobs = [engine.submit(asked).id for asked in ALIKE]
+    calls = [0]
+
+    def count(*_: object) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            engine.interrupt(jobs[1])
+
+    hook = tiny.denoiser.register_forward_hook(count)
+    try:
+        engine.start()
+        states = [engine.wait(job, 30).state for job in jobs]
+    finally:
+        hook.remove()
+    assert states == ["done", "interrupted", "done"]
+    for asked, job in zip(ALIKE, jobs):
+        (whole,) = paint(asked, tiny, say=lambda line: None)
+        (kept,) = engine.pictures(job)
+        with Image.open(engine.path(kept)) as image:
+            same = np.array_equal(np.asarray(image), np.asarray(whole.image))
+            assert same == (job != jobs[1])
+            assert ("interrupted after step 1 of 4" in image.info["danqing"]) == (job == jobs[1])
+    assert not list((tmp_path / "resume").glob("*"))
     engine.close()
 
 

@@ -83,6 +83,7 @@ class FakeSharing:
         self.painter, self.gate = painter, gate
         self.runs: list[int] = []
         self.error: Exception | None = None
+        self.torn: Exception | None = None
 
     def __call__(self, jobs: Sequence[Job], note: Callable[[int, str], None]) -> Iterator[Tick]:
         self.runs.append(len(jobs))
@@ -93,10 +94,17 @@ class FakeSharing:
                 self.gate.acquire()
             finished: list[Finished] = []
             for number, job in enumerate(jobs if step == STEPS else ()):
-                *_, last = FakePainter(self.painter.folder)(job, frozenset(), lambda line: None)
-                finished += last.finished
+                finished.append(self.picture(job))
                 note(number, "told")
-            yield Tick(0, 1, step, STEPS, finished=tuple(finished))
+            yield Tick(
+                0, 1, step, STEPS, finished=tuple(finished), unfinished=lambda number: self.picture(jobs[number])
+            )
+
+    def picture(self, job: Job) -> Finished:
+        if self.torn is not None:
+            raise self.torn
+        *_, last = FakePainter(self.painter.folder)(job, frozenset(), lambda line: None)
+        return last.finished[0]
 
 
 def studio(folder: Path, gate: threading.Semaphore | None = None) -> tuple[Engine, FakePainter, FakeSharing]:
@@ -135,11 +143,52 @@ def test_one_of_them_may_leave(tmp_path: Path) -> None:
     assert engine.progress(third).share == 1 / STEPS
     engine.cancel(second)
     engine.interrupt()  # the first
-    gate.release(100)
+    gate.release(1)
     assert engine.wait(first, 5).state == "interrupted"
     assert engine.wait(second, 5).state == "cancelled"
+    # the one that stays is what is painted now, and those that left are not
+    assert engine.progress().job == third
+    assert engine.progress(first).text == "interrupted"
+    engine.interrupt(first)
+    gate.release(100)
     assert engine.wait(third, 5).state == "done"
-    assert [len(engine.pictures(job)) for job in (first, second, third)] == [0, 0, 1]
+    assert [len(engine.pictures(job)) for job in (first, second, third)] == [1, 0, 1]
+    engine.close()
+
+
+def test_all_of_them_may_be_interrupted_one_after_another(tmp_path: Path) -> None:
+    gate = threading.Semaphore(0)
+    engine, _, _ = studio(tmp_path, gate)
+    jobs = [engine.submit(asked(name, 5)).id for name in "ab"]
+    engine.start()
+    gate.release(1)
+    for job in jobs:
+        while engine.progress(job).step == 0:
+            pass
+        assert engine.progress().job == job
+        engine.interrupt()
+        gate.release(1)
+        assert engine.wait(job, 5).state == "interrupted"
+    assert [len(engine.pictures(job)) for job in jobs] == [1, 1]
+    engine.close()
+
+
+def test_what_cannot_be_kept_of_one_leaves_the_others(tmp_path: Path) -> None:
+    gate = threading.Semaphore(0)
+    engine, _, together = studio(tmp_path, gate)
+    together.torn = DanqingError("decode: it has no picture")
+    first, second = (engine.submit(asked(name, 5)).id for name in "ab")
+    engine.start()
+    gate.release(1)
+    while engine.progress(second).step != 1:
+        pass
+    engine.interrupt(second)
+    gate.release(1)
+    assert engine.wait(second, 5).state == "failed"
+    assert engine.job(second).error == "decode: it has no picture"
+    together.torn = None
+    gate.release(100)
+    assert engine.wait(first, 5).state == "done"
     engine.close()
 
 

@@ -18,7 +18,7 @@ from danqing.pipeline.adapters import dress
 from danqing.pipeline.models import hashes_later
 from danqing.pipeline.paint import Progress, resolved_request
 from danqing.pipeline.picture import Picture, platform_of
-from danqing.pipeline.run import Run, Studio, fitting_plans, prepare
+from danqing.pipeline.run import Run, Studio, Wrap, fitting_plans, prepare
 from danqing.prompts.encode import Cache
 from danqing.requests import ResolvedRequest, TextToImage
 from danqing.sampling.samplers import PICTURE_BY_PICTURE
@@ -26,6 +26,14 @@ from danqing.sampling.samplers import PICTURE_BY_PICTURE
 
 class Apart(Exception):
     """These requests cannot share a run; each is to be painted by itself."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Shared(Progress):
+    """A finished step of a shared run."""
+
+    unfinished: Callable[[int], Picture]
+    """The picture of the request of that number as it is by now; its record says so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +47,18 @@ class _Ready:
 
 
 def stream_together(
-    requests: Sequence[TextToImage], model: Model, *, cache: Cache | None = None, say: Callable[[int, str], None]
-) -> Generator[Progress, None, None]:
+    requests: Sequence[TextToImage],
+    model: Model,
+    *,
+    cache: Cache | None = None,
+    say: Callable[[int, str], None],
+    wrap: Wrap | None = None,
+) -> Generator[Shared, None, None]:
     """Paint one picture of each request, step by step; with the last step come all of them, in order.
 
     The requests differ in prompt, negative prompt and seed alone, and are plain: no hires fix, adapters, regions. `say`
-    is told notes, each with its request's number. Raises Apart where they cannot share a run after all, and DanqingError
-    as `paint.stream` does.
+    is told notes, each with its request's number; `wrap` is given the denoiser of them all. Raises Apart where they cannot
+    share a run after all, and DanqingError as `paint.stream` does.
     """
     ready = [
         _ready(request, number, model, {} if cache is None else cache, say) for number, request in enumerate(requests)
@@ -59,6 +72,7 @@ def stream_together(
         positive=tuple(map(joined, zip(*(each.run.positive for each in ready)))),
         negative=tuple(map(joined, zip(*(each.run.negative for each in ready)))),
         plans=fitting_plans(counted, model, 2, first.run.note),
+        wrap=wrap,
     )
     return _steps(run, ready, model)
 
@@ -117,15 +131,23 @@ def joined(branches: Sequence[Conditioning]) -> Conditioning:
 
 
 @torch.no_grad()
-def _steps(run: Run, ready: Sequence[_Ready], model: Model) -> Generator[Progress, None, None]:
+def _steps(run: Run, ready: Sequence[_Ready], model: Model) -> Generator[Shared, None, None]:
     latents = clean = torch.empty(0)
+    done = 0
+
+    @torch.no_grad()
+    def unfinished(index: int) -> Picture:
+        return picture(index, clean, f"interrupted after step {done} of {run.count}")
+
+    def picture(index: int, latents: Tensor, *more: str) -> Picture:
+        each = ready[index]
+        image = each.run.picture(latents[index : index + 1])
+        single = each.resolved.picture(0).model_copy(update={"notes": (*each.notes, *more)})
+        return Picture(image, single, hashes_later(each.files), platform_of(model))
+
     for done, step in enumerate(run.steps([each.resolved.picture(0) for each in ready]), 1):
         latents, clean = step.latents, step.clean
         if done < run.count:
-            yield Progress(0, 1, done, run.count, latents, clean)
-    pictures = []
-    for index, each in enumerate(ready):
-        image = each.run.picture(latents[index : index + 1])
-        single = each.resolved.picture(0).model_copy(update={"notes": tuple(each.notes)})
-        pictures.append(Picture(image, single, hashes_later(each.files), platform_of(model)))
-    yield Progress(0, 1, run.count, run.count, latents, clean, tuple(pictures))
+            yield Shared(0, 1, done, run.count, latents, clean, unfinished=unfinished)
+    pictures = tuple(picture(index, latents) for index in range(len(ready)))
+    yield Shared(0, 1, run.count, run.count, latents, clean, pictures, unfinished=unfinished)

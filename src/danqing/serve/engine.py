@@ -218,7 +218,7 @@ class Engine:
 
     def cancel(self, identity: str) -> Job:
         """End a job that waits or is painted; pictures that are done stay in the gallery."""
-        job = self.store.end_waiting(identity, "cancelled")
+        job = self.store.end(identity, "cancelled")
         if job.state == "cancelled":
             self._emit("ended", job.id, state=job.state)
         self._command("cancel", identity)
@@ -226,9 +226,12 @@ class Engine:
 
     def interrupt(self, identity: str | None = None) -> None:
         """Stop the job that is painted, or that one, which may wait; its pictures stay, and the next one begins."""
+        with self._bell:
+            if identity is None and self._current is not None:
+                identity = self._current.id
         if identity is not None:
             before = self.store.job(identity).state
-            job = self.store.end_waiting(identity, "interrupted")
+            job = self.store.end(identity, "interrupted")
             if before != job.state == "interrupted":
                 self._emit("ended", job.id, state=job.state)
         self._command("interrupt", identity)
@@ -383,7 +386,7 @@ class Engine:
         if self._sharing is None:
             from danqing.serve.painter import sharing  # torch comes with it
 
-            self._sharing = sharing(self.models, self._batch)
+            self._sharing = sharing(self.models, self.folder, self._batch)
         ticks = self._sharing.paint(jobs, note)
         try:
             for tick in ticks:
@@ -396,33 +399,53 @@ class Engine:
                     self._emit("progress", identity, share=share, step=step, steps=steps, picture=0, pictures=1)
                     if tick.finished:
                         self._keep(jobs[number], tick.finished[number : number + 1], notes[number], "done")
-                if tick.finished or self._ordered_together(jobs, waiting):
+                if tick.finished or self._ordered_together(jobs, waiting, notes, tick):
                     return
         finally:
             close = getattr(ticks, "close", None)
             if close is not None:
                 close()
 
-    def _ordered_together(self, jobs: Sequence[Job], waiting: dict[str, int]) -> bool:
-        """Let those go that were ordered to; returns whether nobody waits for the run any more."""
+    def _ordered_together(
+        self, jobs: Sequence[Job], waiting: dict[str, int], notes: Sequence[Sequence[str]], tick: Tick
+    ) -> bool:
+        """Let those go that were ordered to, what is interrupted as it is; returns whether nobody waits any more."""
         with self._bell:
             while self._paused and self._order is None and not self._left:
                 self._bell.wait(1.0)
             order, self._order = self._order, None
             left, self._left = dict(self._left), {}
+            if order is not None and order != "stop":
+                left[next(iter(waiting))] = order
+            # of those that stay the first is the one that is painted
+            staying = [] if order == "stop" else [jobs[waiting[each]] for each in waiting if each not in left]
+            if staying:
+                self._current, self._riders = staying[0], {job.id: job for job in staying[1:]}
         if order == "stop":
             self.store.put_back(list(waiting), alone=False)
             for identity in waiting:
                 self._emit("queued", identity)
             return True
-        if order is not None:
-            left[jobs[0].id] = order
         for identity in left.keys() & waiting.keys():
-            del waiting[identity]
-            skipped = (0,) if left[identity] == "skip" else None
-            self.store.record(identity, skipped=skipped, state=_ENDS[left[identity]])
-            self._emit("ended", identity, state=_ENDS[left[identity]], error=None)
+            number = waiting.pop(identity)
+            if tick.left is not None:
+                tick.left(number)
+            self._leaves(jobs[number], number, left[identity], notes[number], tick)
         return not waiting
+
+    def _leaves(self, job: Job, number: int, command: Command, notes: Sequence[str], tick: Tick) -> None:
+        """End one job of a shared run, whatever comes of that, so that the others are painted on."""
+        try:
+            if command == "interrupt" and tick.unfinished is not None:
+                self._keep(job, (tick.unfinished(number),), notes, "interrupted")
+                return
+        except _Unrecorded:
+            raise
+        except Exception as problem:
+            self._over(job, notes, "failed", _said(problem, job))
+            return
+        self.store.record(job.id, notes=notes, skipped=(0,) if command == "skip" else None, state=_ENDS[command])
+        self._told(job, _ENDS[command], None)
 
     def _one(self, job: Job) -> None:
         have = {picture.index for picture in self.store.pictures(job.id)}

@@ -13,7 +13,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from danqing.sampling.types import Denoise, Prediction
 
 _HEAD = struct.Struct("<32sII")
 """An entry: SHA-256 of what was asked, length and CRC-32 of what follows, a safetensors file."""
+_SIDES = ("clean", "unconditional", "conditional")
 _MOST = 1 << 30
 EVERY = 2.0
 """Seconds between writes; what a short painting says is never written."""
@@ -51,16 +52,26 @@ class Memo:
         """The denoiser, which is asked only what is not known."""
 
         def remembered(latents: Tensor, at: At) -> Prediction:
-            if self._known and (body := self._known.pop(self._key(latents, at), None)) is not None:
-                self.replayed += 1
-                return Prediction(**{name: tensor.to(latents.device) for name, tensor in load(body).items()})
-            prediction = denoise(latents, at)
-            self._waiting.append((latents.clone(), at, prediction))
-            if time.monotonic() - self._written >= self.every:
-                self.flush()
+            prediction = self.known(latents, at)
+            if prediction is None:
+                prediction = denoise(latents, at)
+                self.note(latents, at, prediction)
             return prediction
 
         return remembered
+
+    def known(self, latents: Tensor, at: At) -> Prediction | None:
+        """What was said of these latents; None where nothing was."""
+        if not self._known or (body := self._known.pop(self._key(latents, at), None)) is None:
+            return None
+        self.replayed += 1
+        return Prediction(**{name: tensor.to(latents.device) for name, tensor in load(body).items()})
+
+    def note(self, latents: Tensor, at: At, prediction: Prediction) -> None:
+        """Remember what is said of these latents, on disk every so often."""
+        self._waiting.append((latents.clone(), at, prediction))
+        if time.monotonic() - self._written >= self.every:
+            self.flush()
 
     def flush(self) -> None:
         """Write what waits. A full disk costs the memory of these steps, not the picture."""
@@ -91,12 +102,45 @@ class Memo:
         return digest.digest()
 
     def _entry(self, latents: Tensor, at: At, prediction: Prediction) -> bytes:
-        named = {name: getattr(prediction, name) for name in ("clean", "unconditional", "conditional")}
+        named = {name: getattr(prediction, name) for name in _SIDES}
         # cloned, for one tensor under two names is none that safetensors writes
         body = save(
             {name: value.detach().cpu().clone().contiguous() for name, value in named.items() if value is not None}
         )
         return _HEAD.pack(self._key(latents, at), len(body), zlib.crc32(body)) + body
+
+
+def wrap_each(memos: Sequence[Memo | None], denoise: Denoise) -> Denoise:
+    """The denoiser of a batch, each picture of which has a memory of its own, as if it were painted alone, or none.
+
+    It is asked where anything is not known. The list may change meanwhile.
+    """
+
+    def remembered(latents: Tensor, at: At) -> Prediction:
+        rows = [latents[index : index + 1] for index in range(len(latents))]
+        said = [memo.known(row, at) if memo is not None else None for memo, row in zip(memos, rows)]
+        known = [each for each in said if each is not None]
+        if len(known) == len(rows):
+            return _joined(known)
+        prediction = denoise(latents, at)
+        for index, (memo, row, old) in enumerate(zip(memos, rows, said)):
+            if memo is not None and old is None:
+                memo.note(row, at, _row(prediction, index))
+        return prediction
+
+    return remembered
+
+
+def _row(prediction: Prediction, index: int) -> Prediction:
+    """Of one picture alone."""
+    there = {name: side for name in _SIDES if (side := getattr(prediction, name)) is not None}
+    return Prediction(**{name: side[index : index + 1] for name, side in there.items()})
+
+
+def _joined(rows: Sequence[Prediction]) -> Prediction:
+    """Of a batch."""
+    there = [name for name in _SIDES if getattr(rows[0], name) is not None]
+    return Prediction(**{name: torch.cat([getattr(row, name) for row in rows]) for name in there})
 
 
 def _entries(path: Path) -> dict[bytes, bytes]:

@@ -24,14 +24,14 @@ from danqing.pipeline.expand import counted
 from danqing.pipeline.extras import Enhance, enhancer, enlarged_record, postprocessed
 from danqing.pipeline.models import Say
 from danqing.pipeline.paint import stream
-from danqing.pipeline.picture import platform_of
-from danqing.pipeline.together import stream_together
+from danqing.pipeline.picture import Picture, platform_of
+from danqing.pipeline.together import Shared, stream_together
 from danqing.requests import Painting, ResolvedRequest, TextToImage, Upscale
 from danqing.sampling.types import Denoise, Prediction
 from danqing.serve.accept import read_part
 from danqing.serve.cache import Held, ModelCache
 from danqing.serve.compare import Layout, sheet_of
-from danqing.serve.memo import Memo
+from danqing.serve.memo import Memo, wrap_each
 from danqing.serve.preview import Look, look_of
 from danqing.serve.store import Job
 from danqing.serve.work import Enlarge, Finished, Paint, Sharing, Tick
@@ -72,26 +72,51 @@ def painter(models: ModelCache, folder: Path) -> Paint:
     return paint
 
 
-def sharing(models: ModelCache, most: int) -> Sharing:
-    """Paints jobs of one picture each in one run, `most` at a time."""
+def sharing(models: ModelCache, folder: Path, most: int) -> Sharing:
+    """Paints jobs of one picture each in one run, `most` at a time; `folder` is the studio's data folder.
+
+    What is kept to go on with after a crash is what each would have alone, so that they need not meet again.
+    """
 
     def paint(jobs: Sequence[Job], note: Callable[[int, str], None]) -> Iterator[Tick]:
-        requests = [read_part(job, 0, Path()) for job in jobs]
+        requests = [read_part(job, 0, folder) for job in jobs]
         first = requests[0]
         assert isinstance(first, TextToImage)
         held = _held(models, first)
         look = _look(held, models)
         plain = [request for request in requests if isinstance(request, TextToImage)]
-        with closing(stream_together(plain, held.model, cache=held.prompts, say=note)) as events:
-            for event in events:
-                shown = once(partial(look, event.clean))
-                finished = tuple(
-                    Finished(0, picture.image, (record := picture.record), infotext(record))
-                    for picture in event.pictures
-                )
-                yield Tick(0, 1, event.step, event.steps, shown, finished)
+        memos: list[Memo | None] = [
+            Memo(folder / "resume" / f"{job.id}.0", _salt(request, held.model)) for job, request in zip(jobs, plain)
+        ]
+
+        def left(number: int) -> None:
+            memos[number] = None
+
+        def unfinished(event: Shared, number: int) -> Finished:
+            return _finished(event.unfinished(number))
+
+        wrap = partial(wrap_each, memos)
+        try:
+            with closing(stream_together(plain, held.model, cache=held.prompts, say=note, wrap=wrap)) as events:
+                for event in events:
+                    shown = once(partial(look, event.clean))
+                    finished = tuple(map(_finished, event.pictures))
+                    if finished:  # the engine removes what is there once they are in the gallery
+                        memos[:] = [None] * len(memos)
+                    kept = partial(unfinished, event)
+                    yield Tick(0, 1, event.step, event.steps, shown, finished, left=left, unfinished=kept)
+        finally:
+            for memo in memos:
+                if memo is not None:
+                    memo.flush()
 
     return Sharing(most, paint)
+
+
+def _finished(picture: Picture) -> Finished:
+    """The one picture of a job."""
+    record = picture.record
+    return Finished(0, picture.image, record, infotext(record))
 
 
 def missing(size: int, batches: int, have: frozenset[int]) -> Iterator[tuple[int, int, int]]:

@@ -37,6 +37,7 @@ from danqing.serve.tables import (
     JOBS,
     META,
     OPTIONS,
+    ORDERS,
     PICTURES,
     TAGS,
     WORDS,
@@ -374,12 +375,16 @@ class Store:
                 _change(connection, identity, **changes)
             return _stored(connection, select(PICTURES).where(PICTURES.c.number.in_(new)).order_by(PICTURES.c.index))
 
-    def end_waiting(self, identity: str, state: State) -> Job:
-        """Cancel a job that has not begun; one that has, or is over, stays as it is."""
+    def end(self, identity: str, state: State) -> Job:
+        """End a job that has not begun. Of one that has, `requeue_running` will know; one that is over stays as it is."""
         with self._changing() as connection:
             ours = update(JOBS).where(JOBS.c.id == identity, JOBS.c.state == "queued")
             connection.execute(ours.values(state=state, ended=time.time()))
-            return _job(connection, identity)
+            job = _job(connection, identity)
+            if job.state == "running":
+                connection.execute(delete(ORDERS).where(ORDERS.c.job == identity))
+                connection.execute(insert(ORDERS).values(job=identity, state=state))
+            return job
 
     def put_back(self, identities: Sequence[str], *, alone: bool) -> None:
         """Jobs that were taken wait again at their old places; `alone` never again shares a run."""
@@ -389,11 +394,15 @@ class Store:
             connection.execute(taken.values(**values))
 
     def requeue_running(self) -> tuple[Job, ...]:
-        """What was running when the last process ended waits again, at its old place.
+        """What was running when the last process ended waits again, at its old place, unless it had been told to end.
 
         A job that was begun `ATTEMPTS` times without a picture is what ends the process: it fails.
         """
         with self._changing() as connection:
+            for order in connection.execute(select(ORDERS)).all():
+                ours = update(JOBS).where(JOBS.c.id == order.job, JOBS.c.state.in_(("queued", "running")))
+                connection.execute(ours.values(state=order.state, ended=time.time()))
+            connection.execute(delete(ORDERS))
             rows = connection.execute(select(JOBS.c.id, JOBS.c.attempts).where(JOBS.c.state == "running")).all()
             for row in rows:
                 if row.attempts < ATTEMPTS:

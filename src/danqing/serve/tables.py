@@ -43,6 +43,12 @@ JOBS = Table(
     Column("attempts", Integer, nullable=False),  # begun so often without a picture
     sqlite_autoincrement=True,
 )
+ORDERS = Table(
+    "orders",
+    META,
+    Column("job", String(32), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("state", String(16), nullable=False),  # that a job was told to end in while it was painted
+)
 INPUTS = Table(
     "inputs",
     META,

@@ -110,6 +110,10 @@ class Tick:
     """Ends the batch early: the ticks that are left come in no time, the last with its pictures as they are by now."""
     kept: Callable[[], None] | None = None
     """To be called, from any thread, once `finished` is in the gallery."""
+    left: Callable[[int], None] | None = None
+    """Of a shared run: the job of that number is painted no more, and nothing is kept to go on with it."""
+    unfinished: Callable[[int], Finished] | None = None
+    """Of a shared run: the picture of the job of that number, as it is by now."""
 
 
 def painted_kind(job: Job) -> str:
