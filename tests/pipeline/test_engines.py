@@ -18,6 +18,7 @@ from danqing.pipeline.paint import paint
 from danqing.pipeline.replay import replay
 from danqing.runtime import openvino
 from danqing.runtime.engines import Inputs, Runner
+from tiny_model import tiny_model
 
 FIELDS: dict[str, Any] = {"steps": 2, "width": 64, "height": 64, "seed": 3}
 
@@ -84,8 +85,11 @@ def test_what_is_no_engine_is_refused(tiny: Model) -> None:
         with_engine(tiny, "onnx", "none", print)
     with pytest.raises(DanqingError, match="quantize: 'int4' is unknown"):
         with_engine(tiny, "openvino", "int4", print)
-    with pytest.raises(DanqingError, match="quantize: engine compile has no int8"):
-        with_engine(tiny, "compile", "int8", print)
+    for engine in ("openvino", "auto"):
+        with pytest.raises(DanqingError, match=f"quantize: engine {engine} has no fp8 on a CPU"):
+            with_engine(tiny, engine, "fp8", print)
+    with pytest.raises(DanqingError, match="quantize: int8 holds all weights"):
+        with_engine(replace(tiny, memory=1 << 30), "eager", "int8", print)
 
 
 def test_a_missing_extra_is_told_and_eager_runs(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,3 +124,21 @@ def test_whole_pictures_of_openvino_are_near(tmp_path: Path, monkeypatch: pytest
     made = [danqing.load(dtype="bfloat16", device="cpu", engine=engine) for engine in ("eager", "openvino")]
     one, two = (np.asarray(paint("a red apple", model, seed=1, steps=20)[0].image, dtype=np.float64) for model in made)
     assert 10 * np.log10(255**2 / ((one - two) ** 2).mean()) > 35
+
+
+@pytest.mark.parametrize("bits", ["int8-weights", "int8"])
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_eight_bits_by_torchao_are_in_the_record(engine: str, bits: str) -> None:
+    pytest.importorskip("torchao")
+    model = tiny_model(torch.device("cpu"), torch.bfloat16)
+    rounded = with_engine(model, engine, bits, print)
+    assert rounded.engine is not None
+    assert rounded.engine.name == f"{engine} {bits}"
+    assert recorded(rounded.engine.name) == (engine, bits)
+    if engine == "eager":
+        said: list[str] = []
+        plain = tiny_model(torch.device("cpu"), torch.bfloat16)
+        (picture,), (exact,) = (paint("a cat", each, say=said.append, **FIELDS) for each in (rounded, plain))
+        assert picture.record.platform.engine == f"eager {bits}"
+        assert said == []
+        assert picture.image.tobytes() != exact.image.tobytes()

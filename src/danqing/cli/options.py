@@ -41,7 +41,7 @@ QUANTIZE = Annotated[
     typer.Option(
         "--quantize",
         metavar="NAME",
-        help="its eight bits, by OpenVINO: none, int8-weights or int8",
+        help="its eight bits, by OpenVINO or torchao: none, int8-weights, int8; fp8 on new GPUs",
         show_default=False,
         rich_help_panel=MACHINE,
     ),

@@ -48,7 +48,7 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="precision of networks")
     memory: str | None = Field(None, description="the most that painting takes, as 6GB; less is slower, not worse")
     engine: Literal["eager", "auto", "compile", "openvino"] = Field("eager", description="what runs the denoiser")
-    quantize: Literal["none", "int8-weights", "int8"] = Field("none", description="its eight bits, by OpenVINO")
+    quantize: Literal["none", "int8-weights", "int8", "fp8"] = Field("none", description="its eight bits")
     write_metadata: bool = Field(True, description="whether pictures say how they were made")
 
     @field_validator("device")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danqing.runtime.eight_bits import whole
 from danqing.runtime.packed import keep_alike
 from danqing.runtime.stream import Streamed
 
@@ -41,7 +42,8 @@ def patched(weight: Tensor, changes: Sequence[tuple[WeightPatch, float]]) -> Ten
     where nothing changes the result may share the memory of `weight`.
     Raises ValueError if a patch gives another shape.
     """
-    new = weight.detach().float()
+    weight = whole(weight.detach())
+    new = weight.float()
     for patch, strength in changes:
         if strength == 0:
             continue

@@ -19,6 +19,7 @@ from danqing.errors import DanqingError
 from danqing.families import Model
 from danqing.requests import TextToImage
 from danqing.runtime import compiled, openvino
+from danqing.runtime.eight_bits import round_linears
 from danqing.runtime.engines import Engine, Inputs, Quantize, Runner, Say
 
 PROMPTS = (
@@ -46,17 +47,26 @@ def with_engine(model: Model, engine: str, quantize: str, say: Say) -> Model:
         raise DanqingError(f"engine: '{engine}' is unknown; choose {', '.join(get_args(Engine))}")
     if quantize not in get_args(Quantize):
         raise DanqingError(f"quantize: '{quantize}' is unknown; choose {', '.join(get_args(Quantize))}")
-    if quantize != "none" and engine in ("eager", "compile"):
-        raise DanqingError(f"quantize: engine {engine} has no {quantize}; choose --engine openvino or auto")
+    on_cpu = model.device.type == "cpu"
+    if engine == "auto" and not on_cpu:
+        engine = "eager"
+    rounded = "" if quantize == "none" else f" {quantize}"
+    if rounded and engine in ("eager", "compile"):
+        if model.memory is not None:
+            raise DanqingError(
+                f"quantize: {quantize} holds all weights, which a limit of memory may not; leave out one"
+            )
+        round_linears(model.denoiser, quantize)
+    elif quantize == "fp8":
+        raise DanqingError(f"quantize: engine {engine} has no fp8 on a CPU; choose int8")
     if engine == "eager":
-        return model
+        return replace(model, engine=Runner(f"eager{rounded}", model.denoiser, None)) if rounded else model
     if model.memory is not None:
         say(f"{engine}: holds all weights, which a limit of memory may not; torch's eager mode runs")
         return model
-    on_cpu = model.device.type == "cpu"
     if engine == "compile":
         build = partial(compiled.build, model.denoiser, _folder() / "compile", model.device)
-        return replace(model, engine=Runner("compile", model.denoiser, build))
+        return replace(model, engine=Runner(f"compile{rounded}", model.denoiser, build))
     if not on_cpu or not openvino.installed():
         if engine == "openvino":
             why = "is for CPUs" if not on_cpu else "is missing; pip install 'danqing[openvino]'"

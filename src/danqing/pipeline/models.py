@@ -49,8 +49,9 @@ def load(
     "3GB") is the most that painting should take of the device's memory, on the CPU of the process's own: what does not
     fit of the weights is read from the file in every step, and the pictures are the same.
     `engine` runs the denoiser: eager (torch as it is), compile (torch.compile), openvino (the extra `[openvino]`), or
-    auto, which takes OpenVINO where it has been measured to pay (`runtime.openvino.pays`); `quantize` (none, int8-weights, int8)
-    is for OpenVINO. `say` is told where the engine cannot serve, and eager runs instead.
+    auto, which takes OpenVINO where it has been measured to pay (`runtime.openvino.pays`); `quantize` is none,
+    int8-weights, int8 (weights and activations) or fp8 (the same, on GPUs that multiply in it): with eager and compile
+    by the extra `[torchao]`. `say` is told where the engine cannot serve, and eager runs instead.
     Raises DanqingError where the file is missing, is no checkpoint, paints nothing (an upscaler), or does not fit.
     """
     settings = settings or load_settings()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _OPS = torch.ops.mkldnn
 AVAILABLE = bool(torch.backends.mkldnn.is_available()) and hasattr(_OPS, "_linear_pointwise")  # type: ignore[no-untyped-call]
@@ -21,6 +22,8 @@ def by_onednn(x: Tensor, *others: Tensor) -> bool:
     records the operations for another engine."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
+    if any(is_traceable_wrapper_subclass(other) for other in others):  # weights in eight bits
+        return False
     return (
         AVAILABLE
         and x.device.type == "cpu"
@@ -32,7 +35,8 @@ def by_onednn(x: Tensor, *others: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b: x (..., C), weight (C', C) or that of a 1x1 convolution (C', C, 1, 1), bias (C',) -> (..., C')."""
-    weight = weight.flatten(1)
+    if weight.dim() > 2:
+        weight = weight.flatten(1)
     if not _pays(x, weight):
         return F.linear(x, weight, bias)
     return _OPS._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Engine = Literal["eager", "compile", "openvino", "auto"]
-Quantize = Literal["none", "int8-weights", "int8"]
+Quantize = Literal["none", "int8-weights", "int8", "fp8"]
 Inputs = Mapping[str, Tensor]
 """A network's arguments by name; those that it is not given are left out."""
 Run = Callable[[Inputs], Tensor]
@@ -27,14 +27,17 @@ class Runner:
     name: str
     """As pictures' records name it: `openvino int8`."""
     network: nn.Module
-    build: Callable[[Inputs, Say], Run]
-    """What answers inputs of these shapes. Raises where there can be none."""
+    build: Callable[[Inputs, Say], Run] | None
+    """What answers inputs of these shapes; raises where there can be none. None: the network itself, its weights rounded."""
     pays: Callable[[int], bool] = lambda calls: True
     """Whether that many calls of the network are worth the building."""
     ready: dict[tuple[object, ...], Run | None] = field(default_factory=dict)
 
     def answer(self, network: nn.Module, inputs: Inputs, say: Say) -> Tensor | None:
         """What `network` answers; None where the plain network is to be asked, and `say` is told why."""
+        build = self.build
+        if build is None:
+            return None
         if network is not self.network:
             say(f"{self.name}: a LoRA or tiling changes the network, which therefore runs in torch's eager mode")
             return None
@@ -43,13 +46,13 @@ class Runner:
             return None
         key = tuple((name, tensor.shape) for name, tensor in inputs.items())
         if key not in self.ready:
-            self.ready[key] = self._built(inputs, say)
+            self.ready[key] = self._built(build, inputs, say)
         run = self.ready[key]
         return None if run is None else run(inputs)
 
-    def _built(self, inputs: Inputs, say: Say) -> Run | None:
+    def _built(self, build: Callable[[Inputs, Say], Run], inputs: Inputs, say: Say) -> Run | None:
         try:
-            return self.build(inputs, say)
+            return build(inputs, say)
         except Exception as error:  # compilers fail in their own ways, and the plain network serves
             line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             say(f"{self.name}: could not be prepared, so torch's eager mode runs: {line}")
