@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from danqing.serve.page_jobs import look
 from danqing.serve.page_paint import fitted, stroke
 from danqing.serve.page_studio import Studio, tokens
 from danqing.serve.page_texts import CHOICES, WORDS, glossary, say_in, term, wanted
+from danqing.serve.page_tips import LINED, PAINTED, TIPS, tip
 from danqing.serve.page_tools import cards_of, glossary_table, tag
 from danqing.serve.page_uploads import SESSIONS
 from danqing.serve.settings import ServeSettings
@@ -172,6 +174,33 @@ def test_every_field_of_every_request_has_a_control_and_a_chinese_word(client: T
                 row = FIELDS.get(each.key) or FIELDS.get(each.name)
                 assert row is not None, each.key
                 assert row[0] in labels, each.key
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_control_is_explained(client: TestClient, language: str) -> None:
+    parts = Browser(client, language).config["components"]
+    html = next(part["props"]["value"] for part in parts if "data-dq-tips" in str(part["props"].get("value")))
+    tips = json.loads(unescape(html.partition('data-dq-tips="')[2].partition('"')[0]))
+    said = {selector.partition(" ")[0]: line for selector, line in tips.items()}
+    silent = []
+    for part in parts:
+        props = part["props"]
+        classes = props.get("elem_classes") or []
+        shown = part["type"] == "textbox" and props.get("interactive") is False
+        if part["type"] not in LINED | PAINTED | {"button"} or shown or "dq-hidden" in classes:
+            continue
+        places = [f"#{props.get('elem_id')}", *(f".{each}" for each in classes)]
+        lined = part["type"] in LINED and props.get("show_label") is not False
+        line = (props.get("info") if lined else "") or next((said[each] for each in places if each in said), "")
+        if not line or (language == "zh" and not re.search("[\u4e00-\u9fff]", line)):
+            silent.append((part["type"], props.get("elem_id"), props.get("label") or props.get("value"), line))
+    assert silent == []
+
+
+def test_no_tip_is_of_nothing(client: TestClient) -> None:
+    there = [part["props"].get("elem_id") or "" for part in Browser(client).config["components"]]
+    told = {tip(identity, "en") for identity in there}
+    assert [key for key, (line, _) in TIPS.items() if line not in told] == []
 
 
 def test_texts_are_whole() -> None:
@@ -470,7 +499,7 @@ def test_pages_that_were_left_are_forgotten(client: TestClient) -> None:
     assert holder.capacity == SESSIONS
     browser = Browser(client)
     words = browser.find(elem_id="glossary-words")
-    find = next(each for each in browser.config["dependencies"] if [words, "input"] in map(list, each["targets"]))
+    find = next(each for each in browser.config["dependencies"] if [words, "change"] in map(list, each["targets"]))
     holder.capacity = 2
     try:
         for number in range(4):
@@ -719,7 +748,7 @@ def test_one_job_that_waits_is_moved_and_cancelled(client: TestClient, engine: E
     def press(act: str, job: str) -> list[str]:
         """The order of painting, by the first letters of prompts, once the button is pressed."""
         browser.values[order] = f"{act}:{job}"
-        browser.fire(order, "input")
+        browser.fire(order, "change")
         return [each.request["prompt"] for each in engine.jobs(("queued",))]
 
     engine.pause()

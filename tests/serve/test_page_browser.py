@@ -325,6 +325,42 @@ def test_settings_are_kept(site: Site, visit: Open) -> None:
 
 
 @pytest.mark.long
+def test_buttons_within_the_page_move_a_job_and_take_a_model(site: Site, visit: Open) -> None:
+    site.engine.pause()
+    try:
+        jobs = [site.engine.submit(TextToImage(prompt=prompt)) for prompt in ("a first fox", "a second fox")]
+        page = visit(site)
+        page.click("#tab-settings-button")
+        page.click(f"[data-dq-job='first:{jobs[1].id}']")
+        wait(lambda: site.engine.jobs(("queued",))[0].id == jobs[1].id)
+        for job in jobs:  # one after the other: the same box is filled twice
+            page.click(f"[data-dq-job='cancel:{job.id}']")
+            wait(lambda job=job: site.engine.job(job.id).state == "cancelled")
+    finally:
+        site.engine.resume()
+    page.click("#tab-models-button")
+    page.click("[data-dq-take='checkpoint:danqing']")
+    page.wait_for_selector("#txt2img-paint", state="visible")
+    page.wait_for_function("document.querySelector('#tab-txt2img .dq-f-model input').value === 'danqing'")
+
+
+@pytest.mark.long
+def test_what_is_refused_is_told_and_buttons_are_explained(site: Site, visit: Open, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    page = visit(site, locale="zh-CN")
+    page.hover("#txt2img-paint")
+    page.wait_for_selector(".dq-bubble:has-text('Ctrl+Enter')")
+    page.click("#tab-pnginfo-button")
+    page.set_input_files("#pnginfo-picture input[type=file]", tmp_path / "bad.png")
+    page.wait_for_selector(".dq-notice:has-text('不是能读的图片')")
+    page.click(".dq-notice")
+    page.route("**/run/predict", lambda route: route.fulfill(status=429, body='{"error": "rate: too many requests"}'))
+    page.click("#tab-txt2img-button")
+    page.click("#txt2img-paint")
+    page.wait_for_selector(".dq-notice:has-text('请求太多')")
+
+
+@pytest.mark.long
 def test_the_bundled_model_paints_in_both_languages(visit: Open, tmp_path: Path) -> None:
     site = Site(open_engine(tmp_path / "studio", ModelCache()))
     site.engine.start()

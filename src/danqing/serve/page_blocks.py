@@ -17,6 +17,7 @@ from danqing.serve.page_plot import plot
 from danqing.serve.page_settings import fill_defaults, settings
 from danqing.serve.page_studio import TABS, Studio, base_url, followed, on
 from danqing.serve.page_texts import Language
+from danqing.serve.page_tips import explain
 from danqing.serve.page_tools import models, pnginfo, told_picture, words
 from danqing.serve.settings import ServeSettings
 from danqing.serve.store import NotFound
@@ -153,6 +154,7 @@ def blocks(engine: Engine, served: ServeSettings, language: Language) -> gr.Bloc
                 boxes = [control.component for control in listed]
                 on(page.load, partial(_listed, studio, listed), None, boxes)
         fill_defaults(studio, page.load, tabs["txt2img"])
+        gr.HTML(explain(page.blocks.values(), [each for tab in tabs.values() for each in tab.controls], language))
     return page
 
 

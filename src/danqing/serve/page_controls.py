@@ -64,6 +64,8 @@ class Control:
     """Its value where the field is unset."""
     listed: Field | None = None
     """The field, where its choices are what is in the model folders: `renewed` reads them anew."""
+    said: str = ""
+    """What is said of it, where Gradio has no place for that: it is a picture."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def _control(field: Field, path: tuple[str, ...], language: Language, library: S
     info = tooltip(field.group, field.name, field.info.description or "", language)
     automatic = say_in(language)("auto")
     if field.name in PICTURES:
-        return Control(path, _picture(field, words), None)
+        words["elem_classes"].append(f"dq-t-{'-'.join(path)}")
+        return Control(path, _picture(field, words), None, said=info)
     words["info"] = info
     found = choices_of(field, library)
     if found is not None:

@@ -49,9 +49,9 @@ def gallery(studio: Studio, tabs: Mapping[str, Tab], choose: Any, told: Any) -> 
         gr.Row(elem_classes="dq-controls"),
     ):
         kinds = [(say("all"), ""), *((say(f"kind_{each}"), each) for each in KINDS)]
-        kind = gr.Dropdown(kinds, value="", label=say("kind"))
+        kind = gr.Dropdown(kinds, value="", label=say("kind"), elem_id="gallery-kind")
         rating = gr.Dropdown([(say("all"), 0), *STARS[1:]], value=0, label=say("rating"), elem_id="gallery-least")
-        model = gr.Textbox(label=say("of_model"), max_lines=1)
+        model = gr.Textbox(label=say("of_model"), max_lines=1, elem_id="gallery-model")
         tag = gr.Textbox(label=say("tag"), max_lines=1, elem_id="gallery-tag")
         seed = gr.Textbox(label=say("seed"), max_lines=1, elem_classes="dq-number", elem_id="gallery-seed")
         since, until = (

@@ -112,12 +112,14 @@ def settings(studio: Studio) -> Callable[..., Any]:
         on(pressed[name].click, act(what), None, outputs)
     on(pressed["refresh"].click, state, None, outputs)
 
-    def obey(what: str) -> tuple[str, str, str]:
+    def obey(what: str) -> tuple[Any, ...]:
         """The queue alone: what was typed on this tab stays."""
+        if not what:  # it was emptied here
+            return gr.skip(), gr.skip(), gr.skip()
         problem = ordered(studio, what)
         return summary(), problem + jobs_table(studio), ""
 
-    on(order.input, obey, [order], [line, jobs, order])
+    on(order.change, obey, [order], [line, jobs, order])
 
     def keep(seen: bool, *values: Any) -> str:
         fields = {

@@ -44,7 +44,7 @@ def models(studio: Studio, painting: Tab, choose: Any) -> Callable[..., Any]:
         )  # fmt: skip
         kind = gr.Dropdown(
             [(say("all"), "")], value="", label=say("kind"), show_label=False, container=False, min_width=120,
-            allow_custom_value=True,
+            allow_custom_value=True, elem_id="models-kind",
         )  # fmt: skip
     cards = gr.HTML("", elem_id="models-cards")
     taken = gr.Textbox(label="", elem_id="models-taken", elem_classes="dq-hidden")  # filled by `page.js`
@@ -58,14 +58,16 @@ def models(studio: Studio, painting: Tab, choose: Any) -> Callable[..., Any]:
 
     def take(what: str, text: str) -> tuple[Any, ...]:
         """`checkpoint:NAME` is painted with, any other text is added to the prompt."""
+        if not what:  # it was emptied here
+            return (gr.skip(),) * 4
         kind, _, chosen = what.partition(":")
         if kind == "checkpoint":
             return gr.skip(), chosen, gr.Tabs(selected="txt2img"), ""
         return f"{text} {what}".strip(), gr.skip(), gr.Tabs(selected="txt2img"), ""
 
-    on(name.input, find, [name, kind], [cards, kind], trigger_mode="always_last")
+    on(name.change, find, [name, kind], [cards, kind], trigger_mode="always_last")
     on(kind.input, find, [name, kind], [cards, kind])
-    on(taken.input, take, [taken, prompt], [prompt, model, choose, taken])
+    on(taken.change, take, [taken, prompt], [prompt, model, choose, taken])
     return lambda event: on(event, find, [name, kind], [cards, kind])
 
 
@@ -195,7 +197,7 @@ def words(studio: Studio) -> None:
             label=say("search"), placeholder=say("search"), show_label=False, container=False, elem_id="glossary-words"
         )
     table = gr.HTML(glossary_table("", studio))
-    on(part.input, lambda text: glossary_table(text, studio), [part], [table], trigger_mode="always_last")
+    on(part.change, lambda text: glossary_table(text, studio), [part], [table], trigger_mode="always_last")
 
 
 def glossary_table(part: str, studio: Studio) -> str:

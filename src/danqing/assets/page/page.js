@@ -14,6 +14,40 @@ window.danqing = (() => {
     history.replaceState(history.state, "", url);
   }
 
+  // What a handler refuses is shown here: Gradio shows only what comes by its queue, which the page does without.
+
+  const failures = {
+    413: ["this is too large to be sent", "太大，无法发送"],
+    429: ["too many requests; wait a little", "请求太多，请稍等片刻"],
+    0: ["the studio does not answer", "画室没有应答"],
+  };
+  let notice = null;
+  const tell = (status, text) => {
+    const said = failures[status]?.[language === "zh" ? 1 : 0] ?? text;
+    if (!said) return;
+    notice?.remove();
+    const made = (notice = document.createElement("div"));
+    made.className = "dq-notice";
+    made.setAttribute("role", "alert");
+    made.textContent = new DOMParser().parseFromString(said, "text/html").body.textContent; // Gradio's texts are HTML
+    made.addEventListener("click", () => made.remove());
+    setTimeout(() => made.remove(), 10000);
+    document.body.append(made);
+  };
+  const ask = window.fetch;
+  window.fetch = async (...sent) => {
+    const place = String(sent[0]?.url ?? sent[0]);
+    const ours = place.includes("/gradio_api/run/") || place.includes("/gradio_api/upload");
+    try {
+      const answer = await ask(...sent);
+      if (ours && !answer.ok) answer.clone().json().then((said) => tell(answer.status, said.error ?? said.detail), () => tell(answer.status));
+      return answer;
+    } catch (error) {
+      if (ours && error.name !== "AbortError") tell(0);
+      throw error;
+    }
+  };
+
   const visible = (selector) => [...document.querySelectorAll(selector)].find((each) => each.offsetParent !== null);
   const button = (selector) => {
     const found = visible(selector);
@@ -195,15 +229,14 @@ window.danqing = (() => {
   // readers aloud find it where it is
 
   let bubble = null;
+  let soon = 0;
   const hide = () => {
+    clearTimeout(soon);
     bubble?.remove();
     bubble = null;
   };
-  const explain = (event) => {
-    hide();
-    const word = event.target instanceof Element && event.target.closest(".has-info");
-    const said = word && word.parentElement.querySelector(".info-text")?.textContent.trim();
-    if (!said) return;
+  const show = (word, said) => {
+    if (!word.isConnected) return;
     bubble = document.createElement("div");
     bubble.className = "dq-bubble";
     bubble.setAttribute("role", "tooltip");
@@ -214,6 +247,26 @@ window.danqing = (() => {
     const above = place.top > bubble.offsetHeight + 12;
     bubble.style.left = `${Math.max(12, left) + scrollX}px`;
     bubble.style.top = `${(above ? place.top - bubble.offsetHeight - 7 : place.bottom + 7) + scrollY}px`;
+  };
+  // buttons, pictures and boxes without a label have no such line: theirs are in the page, by selectors
+  let tips = null;
+  const tipOf = (target) => {
+    tips ??= JSON.parse(document.querySelector("[data-dq-tips]")?.dataset.dqTips ?? "null");
+    for (const [selector, said] of Object.entries(tips ?? {})) {
+      const control = target.closest(selector);
+      if (control) return [control, said];
+    }
+    return null;
+  };
+  const explain = (event) => {
+    hide();
+    if (!(event.target instanceof Element)) return;
+    const word = event.target.closest(".has-info");
+    const said = word && word.parentElement.querySelector(".info-text")?.textContent.trim();
+    if (said) return show(word, said);
+    if (event.type !== "pointerover" || event.pointerType !== "mouse") return; // a press on a button is for the button
+    const tip = tipOf(event.target);
+    if (tip) soon = setTimeout(() => show(...tip), 600);
   };
   document.addEventListener("pointerover", explain);
   document.addEventListener("pointerdown", explain);
