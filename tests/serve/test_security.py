@@ -785,6 +785,28 @@ def test_a_name_that_no_file_can_have_is_the_callers_fault(engine: Engine, name:
         find(name, "checkpoint", engine.models.settings)
 
 
+@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"a": "\xff"}', b"9" * 5000], ids=["nested", "no text", "number"])
+def test_json_that_cannot_be_read_is_told_in_each_apis_own_form(engine: Engine, body: bytes) -> None:
+    client, json_ = studio(engine, api=True), {"content-type": "application/json"}
+    own, theirs, openai = (client.post(path, content=body, headers=json_) for path in ("/api/v1/jobs", *OTHER_BODIES))
+    assert [answer.status_code for answer in (own, theirs, openai)] == [400, 400, 400]
+    assert own.json()["error"] == theirs.json()["detail"] == openai.json()["error"]["message"]
+    assert theirs.json().keys() == {"error", "detail", "body", "errors"}
+
+
+OTHER_BODIES = ("/sdapi/v1/txt2img", "/v1/images/generations")
+
+
+def test_a_body_that_does_not_say_that_it_is_json_is_told_how(engine: Engine) -> None:
+    """As curl -d sends it."""
+    client, form = studio(engine, api=True), {"content-type": "application/x-www-form-urlencoded"}
+    for path in ("/api/v1/jobs", *OTHER_BODIES):
+        answer = client.post(path, content=b'{"prompt": "a"}', headers=form)
+        assert answer.status_code in (400, 422)
+        assert "Content-Type: application/json" in answer.text
+    assert client.get("/nothing").json() == {"error": "Not Found", "detail": "Not Found"}
+
+
 def test_only_folders_that_were_named_are_imported(engine: Engine, tmp_path: Path) -> None:
     client = studio(engine, folders=(tmp_path / "mine",))
     (tmp_path / "mine").mkdir()

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from danqing.errors import DanqingError
 from danqing.serve.a1111_answers import encoded
@@ -25,6 +26,7 @@ from danqing.serve.a1111_extensions import add_extensions
 from danqing.serve.a1111_options import Fields, Options
 from danqing.serve.a1111_studio import Studio, late, progress
 from danqing.serve.a1111_tasks import Tasks, add_tasks, interrupt
+from danqing.serve.accept import NOT_JSON
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.fetch import fetch
 from danqing.serve.settings import ServeSettings
@@ -132,10 +134,12 @@ class Route(APIRoute):
                 response = await handle(request)
             except RequestValidationError as error:
                 rows = error.errors()
+                if isinstance(error.body, bytes):
+                    rows = [{"loc": ("body",), "msg": NOT_JSON, "type": "json_type"}]
                 places = [[*map(unicode, row["loc"])] for row in rows]
                 told = [{"loc": loc, "msg": unicode(row["msg"]), "type": row["type"]} for loc, row in zip(places, rows)]
                 response = JSONResponse({"detail": told}, 422)
-            except HTTPException as error:
+            except AnyHTTPException as error:  # FastAPI raises both
                 response = problem(error.status_code, error.detail, dict(error.headers or {}))
             except QueueFull as error:
                 response = problem(429, str(error), {"Retry-After": "10"})

@@ -126,6 +126,7 @@ FORMATS = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JXL",
 """Formats of pictures that are opened, by Pillow's names: those that hold pixels and nothing else."""
 _TAG = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:([^:>]*)|embedding:([^\s,)>\]]+)", re.IGNORECASE)
 _STYLE_FILE = re.compile(r"\.(?:csv|json)\s*:", re.IGNORECASE)
+NOT_JSON = "body: should be JSON, sent with the header Content-Type: application/json"
 _NAME = 4096
 """Characters of a name or path: systems have no longer ones."""
 _HALF = re.compile("[\ud800-\udfff]")

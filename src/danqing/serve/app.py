@@ -7,10 +7,12 @@ import importlib
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from danqing.errors import DanqingError
 from danqing.serve import api
+from danqing.serve.accept import NOT_JSON
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.security import Guard, check_exposure
 from danqing.serve.settings import ServeSettings
@@ -35,6 +37,7 @@ def create_app(engine: Engine, settings: ServeSettings) -> FastAPI:
     )
     app.add_exception_handler(DanqingError, _mistake)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
     api.add_operation(app, engine)
     app.include_router(api.router(engine, settings))
     for name in ("a1111", "openai") if settings.api else ():
@@ -59,6 +62,14 @@ async def _mistake(request: Request, error: Exception) -> JSONResponse:
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's own form, without the input that it repeats: that may be a picture of many megabytes."""
     assert isinstance(error, RequestValidationError)
+    if isinstance(error.body, bytes):
+        return JSONResponse({"error": NOT_JSON, "detail": NOT_JSON}, 422)
     problems = [{"type": each["type"], "loc": list(each["loc"]), "msg": each["msg"]} for each in error.errors()]
     line = "; ".join(f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}" for each in problems)
     return JSONResponse({"error": line, "detail": problems}, 422)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    """What FastAPI says by itself: no such route, a body that cannot be read."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail, "detail": error.detail}, error.status_code, error.headers)

@@ -20,13 +20,14 @@ from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from danqing.errors import DanqingError
 from danqing.requests import ImageToImage, Inpaint, Painting, TextToImage, read
 from danqing.serve.a1111_answers import shown
 from danqing.serve.a1111_options import OPTIONS
 from danqing.serve.a1111_studio import late
-from danqing.serve.accept import check_picture
+from danqing.serve.accept import NOT_JSON, check_picture
 from danqing.serve.engine import Engine, QueueFull
 from danqing.serve.settings import ServeSettings
 from danqing.vocabulary import quoted
@@ -103,10 +104,12 @@ class Route(APIRoute):
             try:
                 return await handle(request)
             except (RequestValidationError, ValidationError) as error:
+                if isinstance(error, RequestValidationError) and isinstance(error.body, bytes):
+                    return problem(400, NOT_JSON)
                 first = error.errors()[0]
                 name = ".".join(str(part) for part in first["loc"] if part != "body") or None
                 return problem(400, f"{name or 'body'}: {first['msg']}", name)
-            except HTTPException as error:
+            except AnyHTTPException as error:  # FastAPI raises both
                 code = "model_not_found" if error.status_code == 404 else None
                 return problem(error.status_code, str(error.detail), None, code)
             except QueueFull as error:
