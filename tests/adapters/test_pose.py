@@ -123,7 +123,7 @@ def test_hands_and_faces() -> None:
     reach = max(3 * 4, 1.5 * 8)
     assert np.abs(np.array(points[0]) - [50, 20 - reach + 0.5 * reach]).max() <= 2
     assert pose._face(face, image, Person((None,) * PARTS)) == ()  # type: ignore[arg-type]
-    assert pose._hands(network, image, Person((None,) * PARTS)) == ()  # type: ignore[arg-type]
+    assert pose._hands(network, image, Person((None,) * PARTS)) == ((), ())  # type: ignore[arg-type]
 
 
 def test_colours() -> None:

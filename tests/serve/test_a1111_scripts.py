@@ -16,7 +16,9 @@ import webuiapi
 from PIL import Image
 from safetensors.torch import save_file
 
+from danqing.adapters.pose import Person, Posing
 from danqing.library.settings import load_settings
+from danqing.serve import a1111_controlnet
 from danqing.serve.a1111 import router
 from danqing.serve.cache import ModelCache
 from danqing.serve.engine import Engine
@@ -467,6 +469,30 @@ def test_detect(site: Site) -> None:
     wanting = {"controlnet_module": "depth_midas", "controlnet_input_images": [encoded(picture())]}
     answer = site.post("/controlnet/detect", wanting)
     assert (answer.status_code, "needs" in answer.json()["detail"]) == (400, True)
+
+
+def test_poses_that_are_detected_are_told_and_may_be_drawn_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = tuple((30.0 + point, 10.0 * point) if point else None for point in range(18))
+    hand = tuple((50.0 + point, 60.0) for point in range(21))
+    people = [Person(body, ((), hand), ((20.0, 20.0), None)), Person(())]
+    made = Posing(lambda picture: people)
+    monkeypatch.setattr(a1111_controlnet, "find_preprocessor", lambda *paths, **numbers: made)
+    monkeypatch.setattr(a1111_controlnet, "module_files", lambda request: {})
+    asked = {"controlnet_module": "openpose_full", "controlnet_input_images": [encoded(picture())] * 2}
+    answer = site.post("/controlnet/detect", asked).json()
+    assert answer.keys() == {"info", "images", "poses"}
+    assert len(answer["poses"]) == 2
+    pose = answer["poses"][0]
+    assert (pose["canvas_width"], pose["canvas_height"]) == (512, 512)
+    assert pose["people"][0]["pose_keypoints_2d"][:6] == [0, 0, 0, 31, 10, 1]
+    assert pose["people"][0]["hand_left_keypoints_2d"] is None
+    assert len(pose["people"][0]["hand_right_keypoints_2d"]) == 63
+    assert pose["people"][0]["face_keypoints_2d"] == [20, 20, 1, 0, 0, 0]
+    drawn = site.post("/controlnet/render_openpose_json", answer["poses"]).json()
+    assert drawn["images"] == answer["images"]
+    monkeypatch.undo()
+    plain = {"controlnet_module": "canny", "controlnet_input_images": [encoded(picture())]}
+    assert "poses" not in site.post("/controlnet/detect", plain).json()
 
 
 def test_poses_are_drawn(site: Site) -> None:

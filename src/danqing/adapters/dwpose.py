@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from danqing.adapters.pose import Person, Point, draw
-from danqing.adapters.preprocess import Preprocessor, pixels_of
+from danqing.adapters.pose import Person, Point, Posing
+from danqing.adapters.preprocess import pixels_of
 from danqing.errors import DanqingError
 from danqing.runtime.onnx import open_session
 
@@ -35,19 +35,19 @@ _LEFT, _RIGHT = 5, 6
 _FACE, _HANDS = slice(23, 91), (slice(91, 112), slice(112, 133))
 
 
-def whole_bodies(detector: Path, poses: Path) -> Preprocessor:
-    """The people in a picture, drawn on black as OpenPose draws them.
+def whole_bodies(detector: Path, poses: Path) -> Posing:
+    """The people in a picture, with hands and faces, in OpenPose's points.
 
     Raises DanqingError for files that are others, or without onnxruntime.
     """
     find, tell = _session(detector, (640, 640), 1), _session(poses, (384, 288), 2)
 
-    def preprocess(picture: Image.Image) -> Image.Image:
+    def found(picture: Image.Image) -> list[Person]:
         image = pixels_of(picture)
         boxes = people_boxes(find, image) or [(0.0, 0.0, float(picture.width), float(picture.height))]
-        return draw([person_of(*points_in(tell, image, box)) for box in boxes], picture.size)
+        return [person_of(*points_in(tell, image, box)) for box in boxes]
 
-    return preprocess
+    return Posing(found)
 
 
 def _session(path: Path, size: tuple[int, int], outputs: int) -> Run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from danqing.adapters.preprocess import Preprocessor, pixels_of
+from danqing.adapters.preprocess import pixels_of
 from danqing.models.openpose import STRIDE, BodyPose, PointMaps
 
 _Number = TypeVar("_Number", np.uint8, np.float32)
@@ -60,25 +60,35 @@ class Person:
     body: tuple[Point, ...]
     """18 parts, or none."""
     hands: tuple[tuple[Point, ...], ...] = ()
-    """21 points each: the wrist, then four of each finger from the thumb on."""
+    """The left one, then the right: 21 points each, the wrist, then four of each finger from the thumb on; or none."""
     face: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True)
+class Posing:
+    """A preprocessor that finds people, and draws them on black."""
+
+    people: Callable[[Image.Image], list[Person]]
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        return draw(self.people(picture), picture.size)
 
 
 def openpose(
     body: BodyPose, hand: PointMaps | None = None, face: PointMaps | None = None, draw_body: bool = True
-) -> Preprocessor:
-    """The people in a picture drawn on black; hands and faces with the networks that find them."""
+) -> Posing:
+    """The people in a picture; hands and faces with the networks that find them."""
 
-    def preprocess(picture: Image.Image) -> Image.Image:
+    def found(picture: Image.Image) -> list[Person]:
         image = pixels_of(picture).astype(np.uint8)
         people = find_people(body, image)
         if hand is not None:
             people = [replace(person, hands=_hands(hand, image, person)) for person in people]
         if face is not None:
             people = [replace(person, face=_face(face, image, person)) for person in people]
-        return draw(people if draw_body else [replace(person, body=()) for person in people], picture.size)
+        return people if draw_body else [replace(person, body=()) for person in people]
 
-    return preprocess
+    return Posing(found)
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
@@ -200,18 +210,18 @@ def _joined(starts: Sequence[Peak], ends: Sequence[Peak], link: Array) -> list[t
 def _hands(network: PointMaps, image: NDArray[np.uint8], person: Person) -> tuple[tuple[Point, ...], ...]:
     """The points of those hands whose arm is seen: a square about where the hand should be (OpenPose's handDetector)."""
     height, width = image.shape[:2]
-    found = []
+    found: list[tuple[Point, ...]] = []
     for shoulder, elbow, wrist in ((5, 6, 7), (2, 3, 4)):
         arm = [person.body[part] for part in (shoulder, elbow, wrist)] if person.body else [None]
         if any(point is None for point in arm):
+            found.append(())
             continue
         a, b, c = (np.array(point) for point in arm)
         side = 1.5 * max(float(np.linalg.norm(c - b)), 0.9 * float(np.linalg.norm(b - a)))
         left, top = np.maximum(c + 0.33 * (c - b) - side / 2, 0)
         side = min(side, width - left, height - top)
-        if side >= 20:
-            box = int(left), int(top), int(side)
-            found.append(_moved(_hand_points(network, _cut(image, box)), box))
+        box = int(left), int(top), int(side)
+        found.append(_moved(_hand_points(network, _cut(image, box)), box) if side >= 20 else ())
     return tuple(found)
 
 
@@ -312,7 +322,7 @@ def _draw_body(canvas: NDArray[np.uint8], body: Sequence[Point]) -> None:
 
 
 def _draw_hand(canvas: NDArray[np.uint8], hand: Sequence[Point]) -> None:
-    for index, (a, b) in enumerate(FINGERS):
+    for index, (a, b) in enumerate(FINGERS if hand else ()):
         start, end = hand[a], hand[b]
         if start is not None and end is not None:
             colour = [255 * level for level in colorsys.hsv_to_rgb(index / len(FINGERS), 1, 1)]

@@ -6,14 +6,14 @@ Names, aliases and defaults are those of sd-webui-controlnet's scripts/api.py an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import HTTPException
 from PIL import Image
 
 from danqing.adapters.annotators import find_preprocessor
-from danqing.adapters.pose import PARTS, Person, Point, draw
+from danqing.adapters.pose import PARTS, Person, Point, Posing, draw
 from danqing.checkpoints.hashes import legacy_hash
 from danqing.errors import DanqingError
 from danqing.library.folders import Entry
@@ -290,10 +290,15 @@ def _union(value: Any) -> int | None:
     return number
 
 
-def detected(module: Module, picture: Image.Image, size: int | None, threshold_a: Any, threshold_b: Any) -> Image.Image:
-    """What a module makes of a picture, its shorter side first brought to `size`. Raises DanqingError: missing weights."""
+def detected(
+    module: Module, picture: Image.Image, size: int | None, threshold_a: Any, threshold_b: Any
+) -> tuple[Image.Image, Fields | None]:
+    """What a module makes of a picture, its shorter side first brought to `size`; and the people that it found.
+
+    These are as OpenPose writes them, None where the module looks for none. Raises DanqingError: missing weights.
+    """
     if module.name in ("none", INPAINT):
-        return picture.convert("RGB")
+        return picture.convert("RGB"), None
     if module.sized and size and size > 0:
         scale = size / min(picture.size)
         width, height = (max(round(side * scale), 1) for side in picture.size)
@@ -303,7 +308,26 @@ def detected(module: Module, picture: Image.Image, size: int | None, threshold_a
     # the pipeline finds weights for units of requests
     request = read(TextToImage, {"controls": [{"model": "none", "module": module.name}]})
     numbers = _thresholds({"threshold_a": threshold_a, "threshold_b": threshold_b}, module)
-    return find_preprocessor(module.name, [*module_files(request).values()], **numbers)(picture)
+    made = find_preprocessor(module.name, [*module_files(request).values()], **numbers)
+    if not isinstance(made, Posing):
+        return made(picture), None
+    people = made.people(picture)
+    return draw(people, picture.size), _posed(people, picture.size)
+
+
+def _posed(people: Sequence[Person], size: tuple[int, int]) -> Fields:
+    """People as OpenPose writes them, in pixels; what `render` draws."""
+    rows = []
+    for person in people:
+        left, right = (*person.hands, (), ())[:2]
+        parts = {"pose": person.body, "face": person.face, "hand_left": left, "hand_right": right}
+        rows.append({f"{name}_keypoints_2d": _numbers(points) for name, points in parts.items()})
+    return {"people": rows, "canvas_height": size[1], "canvas_width": size[0]}
+
+
+def _numbers(points: Sequence[Point]) -> list[float] | None:
+    """X, Y and 1 of each point, 0, 0 and 0 of one that is not there; None where there are no points."""
+    return [number for point in points for number in ((*point, 1.0) if point else (0.0, 0.0, 0.0))] or None
 
 
 def render(pose: Pose) -> Image.Image:
@@ -312,7 +336,7 @@ def render(pose: Pose) -> Image.Image:
     people = []
     for person in pose.people:
         body = _points(person.pose_keypoints_2d, size)
-        hands = (_points(person.hand_right_keypoints_2d, size), _points(person.hand_left_keypoints_2d, size))
+        hands = (_points(person.hand_left_keypoints_2d, size), _points(person.hand_right_keypoints_2d, size))
         missing: tuple[Point, ...] = (None,) * (PARTS - len(body))
         whole = tuple(hand for hand in hands if len(hand) == 21)
         people.append(Person((*body, *missing) if body else (), whole, _points(person.face_keypoints_2d, size)))

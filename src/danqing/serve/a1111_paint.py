@@ -143,7 +143,7 @@ def _maps(studio: Studio, body: Painted, request: Painting, options: Mapping[str
         module = find_module(unit.module)[0]
         if module is not None and module.name != "none" and isinstance(source, str):
             picture = opened_picture(studio, source)
-            image = detected(module, picture, unit.processor_res, unit.threshold_a, unit.threshold_b)
+            image, _ = detected(module, picture, unit.processor_res, unit.threshold_a, unit.threshold_b)
             found.append(encoded(image, None, options))
     return found
 
@@ -386,11 +386,14 @@ def detect(studio: Studio, body: Detect) -> Fields:
     if not 64 <= size <= 8192:
         raise HTTPException(422, f"controlnet_processor_res: should be from 64 to 8192, but it is {size}")
     found = []
+    poses = []
     for source in sources:
         picture = opened_picture(studio, studio.opened(source)).convert("RGB")
-        image = detected(module, picture, size, body.controlnet_threshold_a, body.controlnet_threshold_b)
+        image, people = detected(module, picture, size, body.controlnet_threshold_a, body.controlnet_threshold_b)
         found.append(encoded(image, None, {**options, "samples_format": "png"}))
-    return {"info": "Success", "images": found}
+        if people is not None:
+            poses.append(people)
+    return {"info": "Success", "images": found, **({"poses": poses} if poses else {})}
 
 
 def all_options(studio: Studio) -> Fields:
