@@ -270,6 +270,11 @@ def test_bodies_nested_without_end(site: Site) -> None:
             assert 400 <= answer.status_code < 500
 
 
+def test_a_first_pass_of_ones_own_is_left_out_and_that_is_said(site: Site) -> None:
+    answer = site.post("/sdapi/v1/txt2img", {"prompt": "a", "firstpass_image": encoded(picture())}).json()
+    assert json.loads(answer["info"])["notes"] == ["firstpass_image has no counterpart here and is left out"]
+
+
 def test_fields_that_are_unknown_are_named_in_the_answer(site: Site) -> None:
     info = json.loads(site.post("/sdapi/v1/txt2img", {"prompt": "a", "promt": "b"}).json()["info"])
     assert info["notes"] == ["field 'promt' is unknown and left out"]

@@ -55,6 +55,7 @@ class Painted(Body):
     refiner_checkpoint: str | None = None
     refiner_switch_at: Number | None = None
     disable_extra_networks: bool | None = False
+    firstpass_image: Encoded | None = Field(None, description="no counterpart: it is left out")
     comments: dict[str, Any] | None = None
     script_name: str | None = None
     script_args: list[Any] | None = Field(default_factory=list)

@@ -366,9 +366,8 @@ def interrogated(studio: Studio, body: Interrogate) -> Fields:
     folder = find_captioner(studio.engine.models.settings) if body.model == "clip" else None
     if folder is None:
         hint = "put the folder of a BLIP captioner, as transformers writes it, into a model folder"
-        raise HTTPException(
-            404, f"Model not found: {hint}" if body.model == "clip" else "Model not found; there is clip"
-        )
+        other = f"Model not found: {quoted(body.model)}; there is clip"
+        raise HTTPException(404, f"Model not found: {hint}" if body.model == "clip" else other)
     options = studio.options.all()
     beams, least, most = (options[f"interrogate_clip_{name}"] for name in ("num_beams", "min_length", "max_length"))
     most = min(max(most, 1), 256)

@@ -100,6 +100,8 @@ def _common(
     known = kind.model_fields
     fields: Fields = {"dialect": "a1111", **request_fields(options, known)}
     notes = [f"field {quoted(name)} is unknown and left out" for name in body.model_extra or {} if name not in _TAKEN]
+    if body.firstpass_image:
+        notes.append("firstpass_image has no counterpart here and is left out")
     if body.infotext:
         fields |= _told(body, kind, settings, notes)
     given = body.model_fields_set

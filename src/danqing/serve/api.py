@@ -392,7 +392,9 @@ def add_operation(app: FastAPI, engine: Engine) -> None:
     registry = CollectorRegistry()
     registry.register(_Numbers(engine))  # type: ignore[arg-type]
 
-    @app.get("/healthz", tags=["operation"], summary="Whether it is well")
+    @app.get(
+        "/healthz", tags=["operation"], summary="Whether it is well", responses={503: {"description": "it is not"}}
+    )
     def health(response: Response) -> dict[str, str]:
         """200 where jobs are painted, else 503."""
         response.status_code = 200 if engine.alive else 503

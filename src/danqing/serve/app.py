@@ -14,13 +14,16 @@ from danqing.errors import DanqingError
 from danqing.serve import api
 from danqing.serve.accept import NOT_JSON
 from danqing.serve.engine import Engine, QueueFull
+from danqing.serve.examples import described
 from danqing.serve.security import Guard, check_exposure
 from danqing.serve.settings import ServeSettings
 from danqing.serve.store import NotFound
 from danqing.version import __version__
 
 DESCRIPTION = (
-    "Danqing 丹青: pictures from Stable Diffusion models. Everything is asked for as a job, which nothing loses."
+    "Danqing 丹青: pictures from Stable Diffusion models. Everything is asked for as a job, which nothing loses. "
+    "Besides what each route says, any may answer 401 (no password or token where one is asked for), 403 (a page of another "
+    "site asks), 408 (the body comes too slowly), 413 (it is too large), 421 (an unknown host name) or 429 (too many requests)."
 )
 
 
@@ -49,6 +52,8 @@ def create_app(engine: Engine, settings: ServeSettings) -> FastAPI:
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(Guard, settings=settings)
+    plain = app.openapi
+    app.openapi = lambda: described(plain())  # type: ignore[method-assign]
     return app
 
 
