@@ -23,13 +23,14 @@ window.danqing = (() => {
   };
   let notice = null;
   const tell = (status, text) => {
-    const said = failures[status]?.[language === "zh" ? 1 : 0] ?? text;
-    if (!said) return;
+    const html = failures[status]?.[language === "zh" ? 1 : 0] ?? text;
+    const said = new DOMParser().parseFromString(html ?? "", "text/html").body.textContent; // Gradio's texts are HTML
+    if (!said || (notice?.isConnected && notice.textContent === said)) return; // a job that is followed asks again and again
     notice?.remove();
     const made = (notice = document.createElement("div"));
     made.className = "dq-notice";
     made.setAttribute("role", "alert");
-    made.textContent = new DOMParser().parseFromString(said, "text/html").body.textContent; // Gradio's texts are HTML
+    made.textContent = said;
     made.addEventListener("click", () => made.remove());
     setTimeout(() => made.remove(), 10000);
     document.body.append(made);
