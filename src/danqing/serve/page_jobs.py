@@ -41,7 +41,7 @@ def look(engine: Engine, identity: str, language: Language, *, previews: bool = 
     pictures = engine.pictures(identity)
     if job.kind == "plot":  # the sheet is the last; its cells are in the gallery
         pictures = pictures[-1:] if job.over else ()
-    notes = "\n".join(job.notes)
+    notes = "\n".join(explained(note, language) for note in job.notes)
     if job.over:
         error = explained(job.error or "", language)
         info = "\n\n".join(filter(None, (error, pictures[0].infotext if pictures else "", notes)))

@@ -13,7 +13,10 @@ from danqing.requests import REQUESTS, ImageToImage, Inpaint, Outpaint, Painting
 from danqing.serve.page_studio import Studio, Tab, buttons, on, outputs, wire
 from danqing.serve.work import Comparison
 
-SOURCES: Mapping[str, tuple[type[Painting], ...]] = {"txt2img": (TextToImage,), "img2img": (ImageToImage, Inpaint, Outpaint)}
+SOURCES: Mapping[str, tuple[type[Painting], ...]] = {
+    "txt2img": (TextToImage,),
+    "img2img": (ImageToImage, Inpaint, Outpaint),
+}
 """Tabs whose request can be plotted, and what they ask for."""
 WAYS = ("axes", "matrix", "prompts")
 
