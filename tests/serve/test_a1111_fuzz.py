@@ -73,7 +73,7 @@ def bodies(cls: type[Any]) -> st.SearchStrategy[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     folder: Path = tmp_path_factory.mktemp("fuzz") / "data"
-    engine, _ = fake_studio(folder, rules=Rules(paints=3, canvas=1 << 18, picture_pixels=1 << 18))
+    engine, _ = fake_studio(folder, rules=Rules(paints=3, painted=1 << 18, enlarged=1 << 18, picture_pixels=1 << 18))
 
     def never(url: str) -> str:
         raise HTTPException(400, "Requests not allowed")

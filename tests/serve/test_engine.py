@@ -462,7 +462,7 @@ def test_only_what_waits_has_a_place_in_the_queue(gated: tuple[Engine, FakePaint
 
 
 def test_nobody_asks_for_a_picture_that_no_machine_holds(tmp_path: Path) -> None:
-    engine, _ = fake_studio(tmp_path, start=False, rules=Rules(canvas=1 << 20))
+    engine, _ = fake_studio(tmp_path, start=False, rules=Rules(painted=1 << 20, enlarged=1 << 20))
     source = Image.new("L", (1000, 500))
     asked = (
         ("scale", lambda: Enlarge(images=(source,), scale=3)),

@@ -33,7 +33,7 @@ JUNK = st.recursive(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Any]]]:
-    rules = Rules(paints=3, canvas=1 << 18, picture_pixels=1 << 18)
+    rules = Rules(paints=3, painted=1 << 18, enlarged=1 << 18, picture_pixels=1 << 18)
     engine, _ = fake_studio(tmp_path_factory.mktemp("fuzz") / "data", rules=rules)
     patches = pytest.MonkeyPatch()
     patches.setattr(engine.models, "get", lambda name: None)  # the fake loads no model

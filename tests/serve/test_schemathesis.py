@@ -95,7 +95,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    rules = Rules(paints=3, canvas=1 << 20, picture_pixels=1 << 16, waiting=10_000)
+    rules = Rules(paints=3, painted=1 << 20, enlarged=1 << 20, picture_pixels=1 << 16, waiting=10_000)
     engine, _ = fake_studio(tmp_path_factory.mktemp("schemathesis") / "data", rules=rules)
     patches = pytest.MonkeyPatch()
     patches.setattr(engine.models, "get", lambda *_: None)  # the fake loads no model

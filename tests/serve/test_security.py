@@ -751,12 +751,13 @@ def test_a_body_that_does_not_come_is_given_up(engine: Engine, monkeypatch: pyte
     ("request_", "words"),
     [
         ({"width": 16384, "height": 16384}, "million pixels"),
+        ({"width": 4104, "height": 4096}, "million pixels"),
         ({"width": 8000, "height": 8000, "enable_hr": True, "hr_scale": 4}, "million pixels"),
         ({"prompt": "a" * 200_000}, "characters"),
         ({"controls": [{"model": "canny", "image": jpeg()}] * 300}, "may bring 256 pictures"),
         ({"prompt": "{a|b}" * 20, "dynamic": "all"}, "combinations"),
     ],
-    ids=["canvas", "hires", "prompt", "pictures", "combinations"],
+    ids=["canvas", "one piece", "hires", "prompt", "pictures", "combinations"],
 )
 def test_what_one_request_may_ask_for_is_limited(engine: Engine, request_: dict[str, Any], words: str) -> None:
     answer = studio(engine).post("/api/v1/jobs", json={"kind": "txt2img", "request": request_})

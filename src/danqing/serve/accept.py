@@ -145,8 +145,10 @@ class Rules:
     """That one request brings."""
     paints: int = 1000
     """That one job makes."""
-    canvas: int = 64_000_000
-    """Pixels of a picture that is painted."""
+    painted: int = 4096 * 4096
+    """Pixels of a picture that is painted in one piece; some 5 GB are needed for these."""
+    enlarged: int = 64_000_000
+    """Pixels of one that is made larger, tile by tile."""
     text: int = 100_000
     """Characters of one field."""
     waiting: int = 1000
@@ -451,10 +453,11 @@ def _check_canvas(request: Painting, rules: Rules, folder: Path) -> None:
     pixels: float = (request.width or width) * (request.height or height)
     if isinstance(request, TextToImage) and request.enable_hr:
         pixels = max(pixels * request.hr_scale**2, request.hr_resize_x * request.hr_resize_y)
+    most = rules.painted
     if isinstance(request, ImageToImage) and request.sd_upscale is not None:
-        pixels = max(pixels, width * height * request.sd_upscale.scale**2)
-    if pixels > rules.canvas:
-        raise DanqingError(f"width: a picture of {pixels / 1e6:.0f} million pixels; at most {rules.canvas / 1e6:.0f}")
+        pixels, most = max(pixels, width * height * request.sd_upscale.scale**2), rules.enlarged
+    if pixels > most:
+        raise DanqingError(f"width: a picture of {pixels / 1e6:.0f} million pixels; at most {most / 1e6:.0f}")
 
 
 def _check_enlarged(request: Enlarge, rules: Rules, folder: Path) -> None:
@@ -465,10 +468,10 @@ def _check_enlarged(request: Enlarge, rules: Rules, folder: Path) -> None:
         if request.width or request.height:  # one alone keeps the proportions; both may be covered
             scale = max((request.width or 0) / width, (request.height or 0) / height)
         pixels = width * height * scale**2
-        if pixels > rules.canvas:
+        if pixels > rules.enlarged:
             raise DanqingError(
                 f"scale: a picture of {pixels / 1e6:.0f} million pixels would come of it; "
-                f"at most {rules.canvas / 1e6:.0f}"
+                f"at most {rules.enlarged / 1e6:.0f}"
             )
 
 
