@@ -13,6 +13,7 @@ asking to the whole file.
 from __future__ import annotations
 
 import argparse
+import base64
 import http.client
 import json
 import os
@@ -222,11 +223,18 @@ def from_studio(ask: Caller, number: int, steps: int) -> bytes:
     return ask(pictures[0]["url"])
 
 
+def from_a1111(ask: Caller, number: int, steps: int) -> bytes:
+    """One request of AUTOMATIC1111's API, which is answered with the picture."""
+    body = {"prompt": prompt(number), "seed": number, "steps": steps, "width": SIZE, "height": SIZE}
+    return base64.b64decode(json.loads(ask("/sdapi/v1/txt2img", body))["images"][0])
+
+
 def from_diffusers(ask: Caller, number: int, steps: int) -> bytes:
     return ask("/txt2img", {"prompt": prompt(number), "seed": number, "steps": steps})
 
 
 Get = Callable[[Caller, int, int], bytes]
+APIS: dict[str, Get] = {"danqing": from_studio, "a1111": from_a1111}
 
 
 # --- the load ---------------------------------------------------------------------------------------------------------
@@ -300,6 +308,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of each load, in turns")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1, help="the studio's --batch")
+    parser.add_argument("--api", choices=APIS, default="danqing", help="which of the studio's the clients speak")
     parser.add_argument("--page", action="store_true", help="with the web page")
     parser.add_argument("--no-peer", action="store_true", help="without diffusers")
     parser.add_argument("--peer-dtype", default="bfloat16", help="of diffusers; the studio chooses by the machine")
@@ -317,7 +326,7 @@ def main() -> None:
     servers: dict[str, tuple[Side, Get]] = {}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        for name, get, command in (("studio", from_studio, studio), ("diffusers", from_diffusers, peer)):
+        for name, get, command in (("studio", APIS[args.api], studio), ("diffusers", from_diffusers, peer)):
             if name == "diffusers" and args.no_peer:
                 continue
             side = stack.enter_context(started(*command, DANQING_HOME=folder))
