@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ class Block:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel without them
                 self._memory.madvise(mmap.MADV_HUGEPAGE)
+        _touch(self._memory)
         self._used = 0
 
     @staticmethod
@@ -41,6 +44,18 @@ class Block:
         self._used += self.aligned(count * dtype.itemsize)
         convert(tensor.reshape(-1), flat)
         return flat.view(tensor.shape)
+
+
+def _touch(memory: mmap.mmap) -> None:
+    """Have the system hand out all pages now, to several threads at once.
+
+    A virtual machine may have to ask its host for each, seconds a gigabyte. Threads that convert would wait for each
+    other there, as all are in one page at a time.
+    """
+    pages = np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE]
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: part.fill(0), np.array_split(pages, threads)))
 
 
 def convert(source: Tensor, target: Tensor, part: int = PART) -> None:
