@@ -145,11 +145,13 @@ def test_ema_half_and_types(tmp_path: Path) -> None:
     assert torch.equal(averaged.denoiser.state_dict()[key], 2 * plain.denoiser.state_dict()[key])
     with pytest.raises(DanqingError, match="has EMA weights for 0 of"):
         load(tmp_path / "plain.safetensors", ema=True)
-    convert(source, tmp_path / "half.safetensors", half=True, family=family)
+    convert(source, tmp_path / "half.safetensors", dtype=torch.float16, family=family)
     half = read_all(tmp_path / "half.safetensors")
     assert all(torch.equal(half[k], state[k].half()) for k in state if k.startswith(("model.", "model_ema.diff", "cond_stage")) and state[k].is_floating_point())  # fmt: skip
     assert torch.equal(half["betas"], state["betas"])
     assert load(tmp_path / "half.safetensors").dtype == torch.float16
+    convert(tmp_path / "half.safetensors", tmp_path / "cpu.safetensors", dtype=torch.bfloat16, family=family)
+    assert load(tmp_path / "cpu.safetensors").dtype == torch.bfloat16
     assert load(tmp_path / "half.safetensors", dtype=torch.bfloat16).dtype == torch.bfloat16
 
 

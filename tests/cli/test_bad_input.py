@@ -200,6 +200,7 @@ def test_convert(run: Run, models: Path, tmp_path: Path) -> None:
     refused(run("convert", models / "tiny.safetensors", models), str(models), "not empty")
     source = models / "tiny.safetensors"
     refused(run("convert", source, "out.safetensors", "--layout", "flat"), "layout", "'flat'", "diffusers")
+    refused(run("convert", source, "out.safetensors", "--dtype", "int4"), "dtype", "int4", "float16")
     refused(run("convert", source, "out.safetensors", "--prediction-type", "w"), "prediction", "epsilon")
     refused(run("convert", source, "out.safetensors", "--vae", models / "xl-vae"), "xl-vae", "0.13025")
 

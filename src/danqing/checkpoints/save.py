@@ -85,7 +85,7 @@ def convert(
     target: Path | str,
     *,
     layout: Layout | None = None,
-    half: bool = False,
+    dtype: torch.dtype | None = None,
     prediction_type: str | None = None,
     vae: Path | str | None = None,
     ema: bool = False,
@@ -94,7 +94,7 @@ def convert(
 ) -> Conversion:
     """Write a checkpoint in another layout, tensor by tensor, losslessly unless asked otherwise.
 
-    layout: None is `ldm` if `target` ends in .safetensors or .ckpt, else `diffusers`. half: float32 becomes float16.
+    layout: None is `ldm` if `target` ends in .safetensors or .ckpt, else `diffusers`. dtype: of the weights; None leaves each as it is.
     prediction_type: `epsilon` or `v`, written into what is made. vae: an autoencoder to put in. ema: the U-Net's
     moving average in place of its weights. What has no place in a diffusers folder (scheduler buffers, EMA weights,
     OpenCLIP's unused layer) goes into its `leftover.safetensors`, and comes back from there.
@@ -115,7 +115,7 @@ def convert(
     found = problems(checkpoint.components, nets, ())
     if str(found):
         raise DanqingError(f"{checkpoint.path}: does not fit {checkpoint.family.title}: {found}")
-    return write(checkpoint, target, layout, torch.float16 if half else None)
+    return write(checkpoint, target, layout, dtype)
 
 
 def write(

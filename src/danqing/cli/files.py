@@ -75,7 +75,9 @@ def convert(
     layout: Annotated[
         str | None, typer.Option("--layout", metavar="ldm|diffusers", help="unset: by the target's suffix")
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="float32 weights become float16")] = False,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="NAME", help="of the weights: float16, bfloat16 or float32")
+    ] = None,
     prediction_type: Annotated[
         str | None, typer.Option("--prediction-type", metavar="epsilon|v|sample", help="write this into the result")
     ] = None,
@@ -86,12 +88,13 @@ def convert(
     from danqing.checkpoints.save import Layout
     from danqing.checkpoints.save import convert as write
     from danqing.cli.show import say
+    from danqing.runtime.devices import DTYPES
     from danqing.vocabulary import choose
 
     chosen = None if layout is None else choose("layout", layout, get_args(Layout))
     done = write(
         _path(source), target,
-        layout=chosen, half=half, prediction_type=prediction_type, vae=vae, ema=ema, variant=variant,
+        layout=chosen, dtype=None if dtype is None else DTYPES[choose("dtype", dtype, list(DTYPES))], prediction_type=prediction_type, vae=vae, ema=ema, variant=variant,
     )  # fmt: skip
     typer.echo(f"wrote {done.target}: {done.family}, {done.layout}, {done.tensors} tensors, {done.bytes / 1e6:.1f} MB")
     for note in done.notes:
