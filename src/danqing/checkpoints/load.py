@@ -28,7 +28,7 @@ from danqing.runtime.memory import left, plans, predicted_peak
 from danqing.runtime.packed import keep_packed
 from danqing.runtime.stream import Streamed, filler, slot_bytes, stream, units
 
-_LATER = 256 << 20
+_LATER = 448 << 20
 """Bytes of a budget that are left for what comes between loading and painting: modules, prompts. Without them the decode
 would be in tiles, which can be seen."""
 _RUNNABLE = (torch.float32, torch.float16, torch.bfloat16)
