@@ -163,7 +163,8 @@ def test_a_runner_builds_once_for_each_shape_and_says_what_it_leaves() -> None:
     assert runner.answer(nn.Identity(), {"latents": torch.zeros(2)}, said.append) is None
     with torch.enable_grad():
         assert runner.answer(network, {"latents": torch.zeros(2, requires_grad=True)}, said.append) is None
-    assert len(said) == 3
+    assert runner.answer(network, {"latents": torch.zeros(2)}, said.append, patched=True) is None
+    assert len(said) == 4
 
 
 @pytest.mark.long

@@ -94,8 +94,8 @@ def convert(
 ) -> Conversion:
     """Write a checkpoint in another layout, tensor by tensor, losslessly unless asked otherwise.
 
-    layout: None is `ldm` if `target` ends in .safetensors or .ckpt, else `diffusers`. dtype: of the weights; None leaves each as it is.
-    prediction_type: `epsilon` or `v`, written into what is made. vae: an autoencoder to put in. ema: the U-Net's
+    layout: None is `ldm` if `target` ends in .safetensors or .ckpt, else `diffusers`. dtype: of the weights; None leaves
+    each as it is. prediction_type: `epsilon` or `v`, written into what is made. vae: an autoencoder to put in. ema: the U-Net's
     moving average in place of its weights. What has no place in a diffusers folder (scheduler buffers, EMA weights,
     OpenCLIP's unused layer) goes into its `leftover.safetensors`, and comes back from there.
     Raises DanqingError as `load` does, and for a full disk or a folder that is not empty.

@@ -92,9 +92,10 @@ def convert(
     from danqing.vocabulary import choose
 
     chosen = None if layout is None else choose("layout", layout, get_args(Layout))
+    precision = None if dtype is None else DTYPES[choose("dtype", dtype, list(DTYPES))]
     done = write(
         _path(source), target,
-        layout=chosen, dtype=None if dtype is None else DTYPES[choose("dtype", dtype, list(DTYPES))], prediction_type=prediction_type, vae=vae, ema=ema, variant=variant,
+        layout=chosen, dtype=precision, prediction_type=prediction_type, vae=vae, ema=ema, variant=variant,
     )  # fmt: skip
     typer.echo(f"wrote {done.target}: {done.family}, {done.layout}, {done.tensors} tensors, {done.bytes / 1e6:.1f} MB")
     for note in done.notes:

@@ -5,7 +5,6 @@ Masks are 1 where to paint. Coordinates are the samplers': the picture plus sigm
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,13 +80,13 @@ class Start:
             old, mask = self._old(latents)
             if not before:
                 prediction = denoise(latents, at)
-                return _mapped(prediction, lambda clean: self._blend(old, clean, mask, at.sigma))
+                return prediction.each(lambda clean: self._blend(old, clean, mask, at.sigma))
             if dialect == "comfyui":
                 shown = old + at.sigma * noise(0).to(latents)
                 inside = denoise(latents * mask + shown * (1 - mask), at)
-                return _mapped(inside, lambda clean: clean * mask + old * (1 - mask))
+                return inside.each(lambda clean: clean * mask + old * (1 - mask))
             shown = latents * mask + old / process.alpha(at.sigma) * (1 - mask)
-            return _mapped(denoise(shown, at), lambda clean: clean + latents - shown)
+            return denoise(shown, at).each(lambda clean: clean + latents - shown)
 
         return held
 
@@ -116,12 +115,6 @@ class Start:
         if self.soft is not None:
             return soft.blend(self.soft, old, new, mask, sigma)
         return new * mask + old * (1 - mask)
-
-
-def _mapped(prediction: Prediction, fn: Callable[[Tensor], Tensor]) -> Prediction:
-    """Every part of a prediction through `fn`."""
-    others = (prediction.unconditional, prediction.conditional)
-    return Prediction(fn(prediction.clean), *(None if other is None else fn(other) for other in others))
 
 
 def switch(first: Denoise, second: Denoise, process: Process, share: float) -> Denoise:

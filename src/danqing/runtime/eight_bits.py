@@ -47,11 +47,12 @@ def round_linears(network: nn.Module, how: str) -> None:
 
 
 def _torchao() -> Any:
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # of libraries for GPUs that are not here
     try:
         return import_module("torchao.quantization")
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _is_rounded(module: nn.Module, name: str) -> bool:

@@ -28,15 +28,22 @@ class Runner:
     """As pictures' records name it: `openvino int8`."""
     network: nn.Module
     build: Callable[[Inputs, Say], Run] | None
-    """What answers inputs of these shapes; raises where there can be none. None: the network itself, its weights rounded."""
+    """What answers inputs of these shapes; raises where there can be none. None: the network itself, whose weights are
+    rounded, so that there is nothing to build and nothing to tell."""
     pays: Callable[[int], bool] = lambda calls: True
     """Whether that many calls of the network are worth the building."""
     ready: dict[tuple[object, ...], Run | None] = field(default_factory=dict)
 
-    def answer(self, network: nn.Module, inputs: Inputs, say: Say) -> Tensor | None:
-        """What `network` answers; None where the plain network is to be asked, and `say` is told why."""
+    def answer(self, network: nn.Module, inputs: Inputs, say: Say, patched: bool = False) -> Tensor | None:
+        """What `network` answers; None where the plain network is to be asked, and `say` is told why.
+
+        `patched`: something steers the network's insides.
+        """
         build = self.build
         if build is None:
+            return None
+        if patched:
+            say(f"{self.name}: what steers the network's insides takes torch's eager mode")
             return None
         if network is not self.network:
             say(f"{self.name}: a LoRA or tiling changes the network, which therefore runs in torch's eager mode")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -225,9 +226,8 @@ def classifier_guidance(
             prediction = denoise(latents if noisy else x, at)
             total = log_probability(x if noisy else prediction.clean, at).sum()
             (gradient,) = torch.autograd.grad(total, x)
-        clean = prediction.clean.detach() + scale * at.sigma**2 * gradient
-        others = (prediction.unconditional, prediction.conditional)
-        return Prediction(clean, *(None if other is None else other.detach() for other in others))
+        prediction = prediction.each(Tensor.detach)
+        return replace(prediction, clean=prediction.clean + scale * at.sigma**2 * gradient)
 
     return guided
 

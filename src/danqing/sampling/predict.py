@@ -56,10 +56,9 @@ def ask(
     given = {"mask": conditioning.mask, "pooled": conditioning.pooled, **conditioning.extra}
     inputs = {"latents": scaled, "timestep": told, "context": conditioning.context}
     inputs |= {name: tensor for name, tensor in given.items() if tensor is not None}
-    if model.engine is not None and model.engine.build is not None:
-        if patches is not None:
-            say(f"{model.engine.name}: what steers the network's insides takes torch's eager mode")
-        elif (answer := model.engine.answer(denoiser, inputs, say)) is not None and all_finite(answer):
+    if model.engine is not None:
+        answer = model.engine.answer(denoiser, inputs, say, patched=patches is not None)
+        if answer is not None and all_finite(answer):
             return answer
 
     def run() -> Tensor:

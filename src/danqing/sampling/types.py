@@ -23,6 +23,11 @@ class Prediction:
     conditional: Tensor | None = None
     """The same at a guidance scale of 1, where `unconditional` is there: what rescaling and thresholding measure by."""
 
+    def each(self, fn: Callable[[Tensor], Tensor]) -> Prediction:
+        """All parts that are there through `fn`, (B, C, H, W) -> (B', C', H', W')."""
+        others = (self.unconditional, self.conditional)
+        return Prediction(fn(self.clean), *(None if other is None else fn(other) for other in others))
+
 
 Predict = Callable[[Tensor, At, Sequence[Conditioning]], list[Tensor]]
 """(latents (B, C, H, W), at, branches) -> each branch's clean prediction (B, C, H, W)."""

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -125,16 +126,10 @@ def wrap_each(memos: Sequence[Memo | None], denoise: Denoise) -> Denoise:
         prediction = denoise(latents, at)
         for index, (memo, row, old) in enumerate(zip(memos, rows, said)):
             if memo is not None and old is None:
-                memo.note(row, at, _row(prediction, index))
+                memo.note(row, at, prediction.each(itemgetter(slice(index, index + 1))))
         return prediction
 
     return remembered
-
-
-def _row(prediction: Prediction, index: int) -> Prediction:
-    """Of one picture alone."""
-    there = {name: side for name in _SIDES if (side := getattr(prediction, name)) is not None}
-    return Prediction(**{name: side[index : index + 1] for name, side in there.items()})
 
 
 def _joined(rows: Sequence[Prediction]) -> Prediction:
