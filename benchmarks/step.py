@@ -1,4 +1,4 @@
-"""One step of classifier-free guidance (a batch of two) at full size and random weights: ours beside diffusers'.
+"""One step of classifier-free guidance (one picture, two prompts) at full size and random weights: ours beside diffusers'.
 
 Both run in turns in one process over one copy of the weights, eager and channels-last; besides the medians, the spread
 (slowest less fastest) and the ratio (ours / theirs; below 1 is faster), how far their outputs are apart is printed.
@@ -44,8 +44,15 @@ def calls(family: str, dtype: torch.dtype, size: int) -> tuple[Call, Call]:
     fill(ours, theirs, dtype)
     given = inputs(FAMILIES[family], 2, size, dtype)
     return (
-        lambda: ours(given.latents, given.timestep, given.context, **given.told),
-        lambda: theirs(given.latents, given.timestep, given.context, added_cond_kwargs=given.added or None).sample,
+        lambda: ours(given.latents[:1], given.timestep, given.context, **given.told),
+        lambda: (
+            theirs(
+                given.latents[:1].repeat(2, 1, 1, 1),
+                given.timestep,
+                given.context,
+                added_cond_kwargs=given.added or None,
+            ).sample
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """The U-Net's hooks, sizes, layouts and batches, without a reference."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -278,3 +279,17 @@ def test_transformer_wrapper_may_shorten_the_tokens(network: UNet, plain: Tensor
     result = changed(network, Patches(blocks={BLOCKS[-1]: half}))
     assert result.shape == plain.shape
     assert not torch.equal(result, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_picture_under_two_prompts_is_one_row_of_latents(network: UNet, dtype: torch.dtype) -> None:
+    net = copy.deepcopy(network).to(dtype, memory_format=torch.channels_last)
+    given = inputs(dtype=dtype)
+    one = given | {"latents": given["latents"][:1], "timestep": given["timestep"][:1]}
+    both = one | {"latents": one["latents"].repeat(2, 1, 1, 1)}
+    with torch.no_grad():
+        found, wanted = net(**one), net(**both)
+    assert found.shape == wanted.shape == (2, 4, 16, 16)
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    assert (found - wanted).norm() < bound * wanted.norm()
+    assert (found[0] - found[1]).norm() > 100 * (found - wanted).norm()  # the prompts do differ

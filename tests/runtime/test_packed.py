@@ -1,4 +1,4 @@
-"""Convolutions' weights that are kept in oneDNN's order: the same bits, whatever happens to the weight."""
+"""Weights that are kept in oneDNN's order: the same bits, whatever happens to the weight."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from danqing.models.layers import Conv2d
+from danqing.models.layers import Conv2d, Linear
 from danqing.models.weights import twin
 from danqing.runtime import packed
 from danqing.runtime.packed import Kept, keep_packed
@@ -56,7 +56,7 @@ def test_the_bits_are_torchs_own_at_any_size_and_from_call_to_call(
     for batch, height, width in ((1, 16, 16), (2, 8, 8), (1, 33, 20), (2, 5, 7), (3, 1, 1), (1, 16, 16)):
         x = picture(batch, c_in, height, width).to(dtype)
         assert torch.equal(layer(x), plain(layer, x)), (batch, height, width)
-    assert packs(layer).weight is not None
+    assert packs(layer).weights
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -81,17 +81,17 @@ def test_who_paints_but_a_step_packs_nothing() -> None:
     layer = kept(64, 128)
     for _ in range(2):
         layer(picture(1, 64, 32, 32))
-    assert packs(layer).weight is None
+    assert not packs(layer).weights
 
 
 def test_a_weight_that_changes_is_packed_again() -> None:
     layer, x = kept(64, 128), picture(2, 64, 16, 16)
     for _ in range(4):
         layer(x)
-    before = packs(layer).weight
+    (before,) = packs(layer).weights
     layer.weight.mul_(2)
     assert torch.equal(layer(x), plain(layer, x))
-    assert packs(layer).weight is not before
+    assert packs(layer).weights[0] is not before
     layer.weight.data = layer.weight.data.clone() + 1
     assert torch.equal(layer(x), plain(layer, x))
     layer.to(torch.bfloat16)
@@ -105,7 +105,7 @@ def test_a_twin_keeps_its_own_and_a_copy_nothing() -> None:
     other = twin(layer, {"weight": layer.weight * 3})
     for _ in range(4):
         assert torch.equal(other(x), plain(other, x))
-    assert packs(other).weight is not packs(layer).weight is not None
+    assert packs(other).weights[0] is not packs(layer).weights[0]
     assert not hasattr(copy.deepcopy(layer).weight, "kept")
 
 
@@ -114,11 +114,14 @@ def test_gradients_flow() -> None:
     for _ in range(4):
         layer(x).sum().backward()
     assert x.grad is not None
-    assert packs(layer).weight is None
+    assert not packs(layer).weights
 
 
-def test_little_memory_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = Conv2d(64, 128, 3, padding=1)
-    monkeypatch.setattr(packed, "available", lambda device: 3 * layer.weight.nbytes)
-    keep_packed(layer)
-    assert not hasattr(layer.weight, "kept")
+@pytest.mark.parametrize(("room", "keeps"), [(3, [False, False]), (5, [True, False]), (9, [True, True])])
+def test_convolutions_come_first_where_memory_is_little(
+    monkeypatch: pytest.MonkeyPatch, room: int, keeps: list[bool]
+) -> None:
+    both = nn.Sequential(Linear(288, 256), Conv2d(64, 128, 3, padding=1))
+    monkeypatch.setattr(packed, "available", lambda device: room * both[1].weight.nbytes)
+    keep_packed(both)
+    assert [hasattr(both[at].weight, "kept") for at in (1, 0)] == keeps

@@ -81,10 +81,11 @@ def test_the_clean_prediction_is_the_processs_arithmetic(prediction: str, sigma:
 def test_branches_of_one_shape_are_one_call_per_picture_on_a_cpu() -> None:
     model, net = _recorded()
     predictor(model)(torch.randn(3, 4, 4, 4), At(2.0, 0), _branches(2, 3))
-    assert [tuple(call["latents"].shape) for call in net.calls] == [(2, 4, 4, 4)] * 3
+    assert [tuple(call["latents"].shape) for call in net.calls] == [(1, 4, 4, 4)] * 3
+    assert [len(call["context"]) for call in net.calls] == [2] * 3
     net.calls.clear()
     predictor(model, pictures_per_call=2)(torch.randn(3, 4, 4, 4), At(2.0, 0), _branches(2))
-    assert [len(call["latents"]) for call in net.calls] == [4, 2]
+    assert [len(call["latents"]) for call in net.calls] == [4, 1]  # of one picture only once
 
 
 def test_contexts_of_other_lengths_are_called_apart_or_padded() -> None:
@@ -219,3 +220,23 @@ def test_a_damaged_weight_is_named() -> None:
     model.denoiser.get_submodule("mid_block.resnets.0.conv1").weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(DanqingError, match=r"U-Net: mid_block\.resnets\.0\.conv1 .* weight"):
         predictor(model)(torch.randn(1, 4, 8, 8), At(3.0, 0), _branches(1))
+
+
+def test_a_picture_is_told_once_for_all_its_prompts_unless_something_changes_the_network() -> None:
+    model, net = _recorded()
+    latents, at = torch.randn(2, 4, 8, 8), At(1.5, 0)
+    found = predictor(model)(latents, at, _branches(2))
+    assert [len(call["latents"]) for call in net.calls] == [1, 1]
+    assert [len(call["context"]) for call in net.calls] == [2, 2]
+    net.calls.clear()
+    wanted = predictor(model, patches=lambda scaled, told, at, conditioning: None)(latents, at, _branches(2))
+    assert [len(call["latents"]) for call in net.calls] == [2, 2]
+    for one, other in zip(found, wanted):
+        torch.testing.assert_close(one, other)
+
+
+def test_prompts_that_the_network_does_not_look_at_have_one_answer() -> None:
+    model, net = _recorded()
+    net.forward = lambda latents, **rest: latents  # type: ignore[method-assign, assignment]
+    first, second = predictor(model)(torch.randn(1, 4, 8, 8), At(1.5, 0), _branches(2))
+    assert torch.equal(first, second)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danqing.models.layers import Conv2d, ResBlock, Upsample
+from danqing.runtime.convolutions import CORNERS, folded
 
 BAND = 1 << 22
 """Values of a band: 8 MB of bfloat16."""
@@ -66,20 +67,16 @@ def res_block(block: ResBlock, x: Rows) -> Rows:
 
 
 def upsample(layer: Upsample, x: Rows) -> Rows:
-    """`Upsample` to twice the size.
-
-    Of the nine places that a 3x3 convolution looks at after each value stood four times, only four differ: for each of
-    the four kinds of places a 2x2 convolution of the smaller picture, with weights added up.
-    """
+    """`Upsample` to twice the size, by four convolutions of the smaller picture (`convolutions.upsampled`)."""
     values = x.values
     out = _like(values, layer.conv.out_channels, 2)
-    weights = {(i, j): _folded(layer.conv.weight, i, j) for i in (0, 1) for j in (0, 1)}
+    weights = folded(layer.conv.weight)
     height = values.shape[-2]
     sums = torch.zeros((), dtype=torch.float64, device=values.device)
     for top, bottom in _bands(values):
         edges = (1, 1, int(top == 0), int(bottom == height))
         source = F.pad(values[:, :, max(top - 1, 0) : min(bottom + 1, height)], edges)
-        for (i, j), weight in weights.items():
+        for (i, j), weight in zip(CORNERS, weights):
             seen = source[:, :, i : i + bottom - top + 1, j : j + values.shape[-1] + 1]
             seen = seen.contiguous(memory_format=torch.channels_last)
             part = F.conv2d(seen, weight, layer.conv.bias)
@@ -92,19 +89,6 @@ def normed_convolution(norm: nn.GroupNorm, convolution: nn.Conv2d, x: Rows) -> T
     """A 3x3 convolution of what SiLU makes of the normalised x: (1, C', H, W)."""
     out = _like(x.values, convolution.out_channels, 1)
     return _made(out, lambda top, bottom: _valid(convolution, _active(norm, x, top, bottom))).values
-
-
-def _folded(weight: Tensor, i: int, j: int) -> Tensor:
-    """(C', C, 3, 3) -> (C', C, 2, 2): the weights of the places in rows `i` and columns `j` of each four."""
-    exact = weight.float()
-    rows = torch.stack(
-        [exact[:, :, 0], exact[:, :, 1] + exact[:, :, 2]]
-        if not i
-        else [exact[:, :, 0] + exact[:, :, 1], exact[:, :, 2]],
-        2,
-    )
-    both = [rows[..., 0], rows[..., 1] + rows[..., 2]] if not j else [rows[..., 0] + rows[..., 1], rows[..., 2]]
-    return torch.stack(both, 3).to(weight.dtype)
 
 
 def _like(x: Tensor, channels: int, scale: int) -> Tensor:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danqing.runtime.attention import attention
+from danqing.runtime.convolutions import convolution, upsampled
 from danqing.runtime.dense import linear
-from danqing.runtime.packed import convolution
 
 
 def by_row(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -108,5 +108,8 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        height, width = size or (2 * x.shape[-2], 2 * x.shape[-1])
+        double = 2 * x.shape[-2], 2 * x.shape[-1]
+        height, width = size or double
+        if (height, width) == double and type(self.conv) is Conv2d and (made := upsampled(self.conv, x)) is not None:
+            return made
         return self.conv(F.interpolate(x, size=(height, width), mode="nearest"))  # type: ignore[no-any-return]

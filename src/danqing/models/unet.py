@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from danqing.models.layers import Conv2d, GroupNorm, Linear, PixelAttention, ResBlock, Upsample, per_row
 from danqing.models.patches import Patches
 from danqing.runtime.attention import attention
-from danqing.runtime.dense import gated, linear
+from danqing.runtime.dense import gated_feed_forward, linear
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Attention(nn.Module):
             self.to_v(for_values),
         )  # (B, T, C), (B or 1, S, C) twice
         query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
-        if len(key) != len(query):
-            key, value = (t.expand(len(query), -1, -1, -1) for t in (key, value))
+        rows = max(len(query), len(key))
+        query, key, value = (t.expand(rows, -1, -1, -1) for t in (query, key, value))
         patch = None if patches is None else patches.attention.get(self.name)
         if patch is None:
             out = attention(query, key, value, mask)
@@ -134,11 +134,8 @@ class GEGLU(nn.Module):
         self.proj = Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        return gated(x, self.proj.weight, self.proj.bias)
-
-
-FEED_FORWARD_ROWS = 1024
-"""Tokens at a time on a CPU, whose caches the eight times wider layer would not fit."""
+        hidden, gate = self.proj(x).chunk(2, -1)
+        return hidden * F.gelu(gate)  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -150,11 +147,9 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return self.net(x)  # type: ignore[no-any-return]
-        rows = x.flatten(0, 1)
-        parts = [self.net(rows[i : i + FEED_FORWARD_ROWS]) for i in range(0, len(rows), FEED_FORWARD_ROWS)]
-        return torch.cat(parts).view_as(x)
+        inner, _, outer = self.net
+        made = gated_feed_forward(x, inner.proj, outer)  # type: ignore[arg-type]
+        return self.net(x) if made is None else made  # type: ignore[no-any-return]
 
 
 class TransformerBlock(nn.Module):
@@ -330,6 +325,8 @@ class UpBlock(Level):
         for j, skip in enumerate(reversed(skips)):
             if change is not None:
                 hidden, skip = change(hidden, skip)
+            if len(skip) < len(hidden):
+                skip = skip.expand(len(hidden), -1, -1, -1).contiguous(memory_format=torch.channels_last)
             hidden = self.pair(j, torch.cat([hidden, skip], 1), embedding, context, mask, patches)
             hidden = _add(f"{self.name}.resnets.{j}", hidden, patches)
         for upsampler in self.upsamplers:
@@ -446,8 +443,9 @@ class UNet(Encoder):
 
         latents (B, in_channels, H, W) of any size; timestep (B,), fractions welcome; context (B, T, C), not looked at
         where there is no text; `mask` (B, T) bool, True where the context counts; `pooled` (B, P) and `time_ids`
-        (B, size_ids) for SDXL; `guidance` (B,) is the CFG scale that an LCM is told. All but the latents may have
-        B = 1 for all pictures alike, which is also the cheapest.
+        (B, size_ids) for SDXL; `guidance` (B,) is the CFG scale that an LCM is told. Each may have B = 1 for all
+        pictures alike, which is also the cheapest: what the branches of a guided step have in common is computed once,
+        with SD 1.5 all that comes before the first look at the context.
 
         What `patches.blocks` wraps: a down block's (hidden, embedding, context, mask, patches) -> (hidden, skips);
         the middle's, alike but -> hidden; an up block's (hidden, skips, embedding, context, mask, patches, size) ->

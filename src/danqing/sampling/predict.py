@@ -94,12 +94,13 @@ def predictor(
     said: set[str] = set()
 
     def call(latents: Tensor, at: At, conditioning: Conditioning) -> Tensor:
-        """One call of the network: rows of latents (N, C, H, W) float32 -> clean predictions (N, C, H, W)."""
+        """One call of the network: latents (N or 1, C, H, W) float32 and N rows of conditioning -> clean predictions
+        (N, C, H, W)."""
         c_skip, c_out, c_in = process.scalings(at.sigma)
         conditioning = _cast(conditioning.to(model.device), model.dtype)
         scaled = (latents * c_in).to(model.dtype)
         if conditioning.channels is not None:
-            scaled = torch.cat([scaled, conditioning.channels], 1)
+            scaled = torch.cat([scaled.expand(len(conditioning.channels), -1, -1, -1), conditioning.channels], 1)
         told = torch.tensor([timestep_of(at.sigma)], device=model.device, dtype=torch.float32)
         changes = patches(scaled, told, at, conditioning) if patches else None
 
@@ -121,8 +122,12 @@ def predictor(
             rows = slice(start, min(start + size, count))
             for group in groups:
                 rowed = _stack([_rows(branches[i], rows) for i in group], rows.stop - rows.start, pad)
-                clean = call(x[rows].repeat(len(group), 1, 1, 1), at, rowed)
-                for index, part in zip(group, clean.chunk(len(group))):
+                # of one picture the network is told once; what changes it from without counts rows
+                same = rows.stop - rows.start == 1 and patches is None and model.patches is None
+                clean = call(x[rows] if same else x[rows].repeat(len(group), 1, 1, 1), at, rowed)
+                for index, part in zip(
+                    group, clean.expand(len(group) * (rows.stop - rows.start), -1, -1, -1).chunk(len(group))
+                ):
                     answers[index].append(part)
         return [torch.cat(parts).to(latents.device) for parts in answers]
 
