@@ -1,4 +1,4 @@
-"""A step of classifier-free guidance (a batch of two) at full size and random weights by each engine, beside diffusers'
+"""A step of classifier-free guidance (one picture, two prompts) at full size and random weights by each engine, beside diffusers'
 U-Net in OpenVINO; and how far the bundled model's pictures in eight bits are from those in bfloat16.
 
 The engines take turns in one process; with --apart each is a process of its own, and these take turns. What is converted
@@ -73,7 +73,8 @@ def runs(
         ours, theirs = UNet(row.denoiser), UNet2DConditionModel.from_config(unet_json(row.denoiser, size // 8))
     fill(ours, theirs, dtype)
     asked = inputs(row, 2, size, dtype)
-    given = {"latents": asked.latents, "timestep": asked.timestep, "context": asked.context, **asked.told}
+    given = {"latents": asked.latents[:1], "timestep": asked.timestep, "context": asked.context, **asked.told}
+    doubled = given | {"latents": given["latents"].repeat(2, 1, 1, 1)}  # as others give their networks both prompts
     multiple = 2 ** (len(ours.config.channels) - 1)
     made: dict[str, Callable[[], Any]] = {}
     reference = torch.empty(0)
@@ -81,7 +82,7 @@ def runs(
         start = time.perf_counter()
         run: Run
         if engine == "peer":
-            run = peer(theirs, given, folder)
+            run = peer(theirs, doubled, folder)
         elif engine == "eager":
             run = lambda told: ours(**told)  # noqa: E731
         elif engine == "compile":
@@ -89,7 +90,7 @@ def runs(
         else:
             bits = "none" if engine == "openvino" else engine
             run = openvino.build(ours, folder, bits, multiple, lambda: [given], given, print)
-        made[engine] = partial(run, given)
+        made[engine] = partial(run, doubled if engine == "peer" else given)
         first = made[engine]().float()
         print(f"{engine}: ready after {time.perf_counter() - start:.0f} s", flush=True)
         reference = first if len(made) == 1 else reference

@@ -40,7 +40,8 @@ def test_an_engine_answers_for_the_network_and_the_record_names_it(tiny: Model, 
     fast = replace(tiny, engine=_runner(tiny, asked))
     (picture,) = paint("a cat", fast, say=lambda line: None, **FIELDS)
     assert len(asked) == 2
-    assert len(asked[0]["latents"]) == 2  # both prompts in one call
+    assert len(asked[0]["latents"]) == 1  # one picture
+    assert len(asked[0]["context"]) == 2  # both prompts in one call
     assert picture.record.platform is not None
     assert picture.record.platform.engine == "openvino 1.0 int8"
     (plain,) = paint("a cat", tiny, say=lambda line: None, **FIELDS)
@@ -111,7 +112,7 @@ def test_a_record_s_engine_is_taken_apart() -> None:
 def test_samples_are_what_the_network_is_asked(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("danqing.pipeline.engines.PROMPTS", ("a cat",))
     asked = samples(tiny)
-    assert {tuple(each["latents"].shape) for each in asked} == {(2, 4, 16, 16)}
+    assert {tuple(each["latents"].shape) for each in asked} == {(1, 4, 16, 16)}
     steps = [float(each["timestep"]) for each in asked]
     assert max(steps) > 900
     assert min(steps) < 100

@@ -81,6 +81,18 @@ def test_openvino_answers_as_the_network_does_at_every_size(folder: Path) -> Non
 
 
 @needs_openvino
+def test_one_row_of_latents_for_one_prompt_and_for_two_are_two_conversions(tmp_path: Path) -> None:
+    network, inputs = _network(), _inputs()
+    inputs = inputs | {"latents": inputs["latents"][:1]}
+    for count in (1, 2):
+        asked = {name: tensor[:count] for name, tensor in inputs.items()}
+        answer = _build(network, tmp_path, asked)(asked)
+        assert len(answer) == count
+        assert _gap(answer, network(**asked)) < 1e-5
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@needs_openvino
 def test_openvino_in_bfloat16(folder: Path) -> None:
     network, inputs = _network(), _inputs(torch.bfloat16)
     run = openvino.compile_for(_kept(folder), inputs, torch.bfloat16)
@@ -109,7 +121,7 @@ def test_eight_bits_are_near_the_network(folder: Path, tmp_path: Path, quantize:
 
 def test_auto_goes_by_what_was_measured(tmp_path: Path) -> None:
     assert not openvino.pays(tmp_path, "none", 1000)
-    kept = tmp_path / "none-2-latents"
+    kept = tmp_path / "none-latents2"
     kept.mkdir()
     (kept / openvino.TIMES).write_text('{"compile": 10.0, "openvino": 1.0, "eager": 2.0}')
     assert openvino.pays(tmp_path, "none", 11)

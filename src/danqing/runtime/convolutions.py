@@ -34,7 +34,7 @@ def convolution(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None
     None where torch's own is as good: another device, another layout of x, gradients, padding by name, and bfloat16
     without a kept weight.
     """
-    if x.is_contiguous() or not _pays(x, weight) or not isinstance(layer.padding, tuple):
+    if not _pays(x, weight) or x.is_contiguous() or not isinstance(layer.padding, tuple):
         return None
     shape = layer.padding, layer.stride, layer.dilation, layer.groups
     (used,) = packed.ordered(weight, _into_order(x, shape))
@@ -53,7 +53,7 @@ def upsampled(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
     """
     height, width = x.shape[-2:]
     weight = layer.weight
-    if weight.numel() < FEW_WEIGHTS or height * width < FEW_PIXELS or not _pays(x, weight):
+    if weight.numel() < FEW_WEIGHTS or not _pays(x, weight) or height * width < FEW_PIXELS:
         return None
     shape = (0, 0), (1, 1), (1, 1), 1
     size = len(x), layer.out_channels, 2 * height, 2 * width
@@ -87,7 +87,7 @@ def _pair(three: Tensor, which: int) -> Iterator[Tensor]:
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    return packed.AVAILABLE and x.is_contiguous(memory_format=torch.channels_last) and by_onednn(x, weight)
+    return packed.AVAILABLE and by_onednn(x, weight) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _into_order(x: Tensor, shape: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:

@@ -69,7 +69,7 @@ def gated_feed_forward(x: Tensor, inner: nn.Linear, outer: nn.Linear) -> Tensor 
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    return x.numel() >= FEW_ROWS * x.shape[-1] and by_onednn(x, weight)
+    return by_onednn(x, weight) and x.numel() >= FEW_ROWS * x.shape[-1]
 
 
 def _flat(weight: Tensor) -> list[Tensor]:

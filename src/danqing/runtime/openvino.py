@@ -172,13 +172,13 @@ def build(
     for name in SPATIAL:
         if any(size % multiple for size in inputs[name].shape[2:]):
             raise DanqingError(f"sides must be multiples of {multiple} latent cells")
-    kept = folder / f"{quantize}-{len(inputs['latents'])}-{'-'.join(inputs)}"
+    kept = folder / "-".join([quantize, *(f"{name}{len(tensor)}" for name, tensor in inputs.items())])
     if not kept.exists():
         say(f"openvino: the network is converted and kept in {kept}, which takes minutes once")
         plain = converted(network, lambda tensor: tensor.float())
-        rows = len(inputs["latents"])
-        shown = lambda: [{name: _rows(tensor, rows) for name, tensor in each.items()} for each in samples()]  # noqa: E731
-        model = quantized(convert(plain, inputs, multiple), quantize, shown)
+        model = quantized(
+            convert(plain, inputs, multiple), quantize, lambda: [_alike(each, inputs) for each in samples()]
+        )
         # half precision's weights are exact in float16 but for the tiniest of bfloat16
         keep(kept, model, halved=quantize == "none" and next(network.parameters()).dtype != torch.float32)
         del plain, model  # each as large as the weights in float32
@@ -206,16 +206,19 @@ def _measure(network: nn.Module, kept: Path, inputs: Inputs) -> None:
 def pays(folder: Path, quantize: Quantize, calls: int) -> bool:
     """Whether the network in `folder` has been converted, and so many calls gain more than compiling it costs, by what
     was measured when it was converted."""
-    for file in folder.glob(f"{quantize}-[0-9]*/{TIMES}"):
+    for file in folder.glob(f"{quantize}-{SPATIAL[0]}*/{TIMES}"):
         told = json.loads(file.read_text())
         if calls * (told["eager"] - told["openvino"]) > told["compile"]:
             return True
     return False
 
 
-def _rows(tensor: Tensor, count: int) -> Tensor:
-    """A sample's tensor for a batch of `count`; one row for all stays."""
-    return tensor if len(tensor) == 1 else torch.cat([tensor] * -(-count // len(tensor)))[:count]
+def _alike(sample: Inputs, inputs: Inputs) -> Inputs:
+    """A sample with as many rows as `inputs` have, its own again and again."""
+    return {
+        name: torch.cat([tensor] * -(-len(inputs[name]) // len(tensor)))[: len(inputs[name])]
+        for name, tensor in sample.items()
+    }
 
 
 def compile_for(path: Path, inputs: Inputs, dtype: torch.dtype) -> Run:
