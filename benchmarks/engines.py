@@ -36,6 +36,7 @@ from danqing.runtime import compiled, openvino
 from danqing.runtime.blank import without_weights
 from danqing.runtime.devices import DTYPES
 from danqing.runtime.engines import Inputs, Run
+from danqing.runtime.packed import keep_packed
 
 ENGINES = ("peer", "eager", "compile", "openvino", "int8-weights", "int8")
 THINGS = ("a red apple", "a blue fish", "a castle", "an old man", "a cat", "a yellow flower", "a house", "a city")
@@ -72,6 +73,7 @@ def runs(
     with without_weights():
         ours, theirs = UNet(row.denoiser), UNet2DConditionModel.from_config(unet_json(row.denoiser, size // 8))
     fill(ours, theirs, dtype)
+    keep_packed(ours)
     asked = inputs(row, 2, size, dtype)
     given = {"latents": asked.latents[:1], "timestep": asked.timestep, "context": asked.context, **asked.told}
     doubled = given | {"latents": given["latents"].repeat(2, 1, 1, 1)}  # as others give their networks both prompts

@@ -23,6 +23,8 @@ from danqing.runtime.allocator import keep_memory
 
 _EVERY = 0.02
 """Seconds between looks at the memory."""
+_WARM = 2
+"""More steps before the first that is timed: a picture has many, and by its third everything is in its place."""
 
 
 def memory() -> tuple[int, int]:
@@ -71,6 +73,8 @@ def main(argument: str) -> None:
     call: Callable[[], Any] = getattr(import_module(module), function)(work, Path(job["path"]), **job["options"])
     call()
     answer(ready=time.perf_counter() - begin)
+    for _ in range(_WARM if work.kind == "step" else 0):
+        call()
     from danqing.measure.groups import spent
     from danqing.measure.machine import clock, device_memory
 

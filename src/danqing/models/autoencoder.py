@@ -156,9 +156,9 @@ class Decoder(nn.Module):
         rows = bands.measured(self.mid_block(self.conv_in(x.contiguous(memory_format=torch.channels_last))))
         for layer in (layer for level in self.up_blocks for part in level.children() for layer in part.children()):
             if isinstance(layer, ResBlock):
-                rows = bands.res_block(layer, rows)
+                bands.res_block(layer, rows)
             elif isinstance(layer, Upsample):
-                rows = bands.upsample(layer, rows)
+                bands.upsample(layer, rows)
         return bands.normed_convolution(self.conv_norm_out, self.conv_out, rows)
 
 

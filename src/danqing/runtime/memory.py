@@ -71,7 +71,7 @@ class AutoencoderShape(Protocol):
     def downscale(self) -> int: ...
 
 
-_TRANSFORMER, _RESIDUAL, _DECODER, _IN_BANDS = 21.2, 11.5, 6.1, 3.2
+_TRANSFORMER, _RESIDUAL, _DECODER, _IN_BANDS = 21.2, 11.5, 6.1, 3.0
 """Values that live at once at a network's peak, in units of its finest block's own output: in a level with
 transformers (the gated feed-forward holds 16), in one without, and in the decoder's last level, as a whole and in bands
 of rows (`models.bands`). Counted over a run of the full-size networks; tests/runtime/test_memory.py counts them again."""
