@@ -120,14 +120,14 @@ def predictor(
         groups = [[i] for i in range(len(branches))] if branches_apart else _groups(branches, pad)
         for start in range(0, count, size):
             rows = slice(start, min(start + size, count))
+            pictures = rows.stop - rows.start
             for group in groups:
-                rowed = _stack([_rows(branches[i], rows) for i in group], rows.stop - rows.start, pad)
-                # of one picture the network is told once; what changes it from without counts rows
-                same = rows.stop - rows.start == 1 and patches is None and model.patches is None
-                clean = call(x[rows] if same else x[rows].repeat(len(group), 1, 1, 1), at, rowed)
-                for index, part in zip(
-                    group, clean.expand(len(group) * (rows.stop - rows.start), -1, -1, -1).chunk(len(group))
-                ):
+                rowed = _stack([_rows(branches[i], rows) for i in group], pictures, pad)
+                # one picture is told once for all its prompts, unless what changes the network from without counts rows
+                once = pictures == 1 and patches is None and model.patches is None
+                clean = call(x[rows] if once else x[rows].repeat(len(group), 1, 1, 1), at, rowed)
+                clean = clean.expand(len(group) * pictures, -1, -1, -1)  # one answer, where nobody looks at the prompts
+                for index, part in zip(group, clean.chunk(len(group))):
                     answers[index].append(part)
         return [torch.cat(parts).to(latents.device) for parts in answers]
 
