@@ -40,6 +40,13 @@ def test_bands_of_any_height_are_the_whole(network: Autoencoder, band: int, monk
     assert errors[0] < 1.2 * errors[1]
 
 
+def test_a_level_that_is_not_half_as_wide_as_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = Autoencoder(AutoencoderConfig(channels=(16, 48, 32), layers=1, groups=8)).requires_grad_(False)
+    whole = decoded(network, 1 << 40, monkeypatch)
+    torch.testing.assert_close(decoded(network, 3000, monkeypatch), whole, rtol=1e-5, atol=1e-5)
+
+
 def test_a_picture_does_not_depend_on_its_batch(network: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
     together = decoded(network.bfloat16(), 3000, monkeypatch)
     with torch.no_grad():

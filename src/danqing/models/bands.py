@@ -60,11 +60,8 @@ def res_block(block: ResBlock, x: Rows) -> None:
 
     def first(top: int, bottom: int, rows: Tensor) -> Tensor:
         if shortcut is not None:
-            kept = shortcut(rows[:, :, int(top > 0) :][:, :, : bottom - top])
-        made = _valid(block.conv1, _active(block.norm1, rows, sums, top, bottom, source))
-        if shortcut is not None:
-            same[:, :, top:bottom] = kept
-        return made
+            same[:, :, top:bottom] = shortcut(rows[:, :, int(top > 0) :][:, :, : bottom - top])
+        return _valid(block.conv1, _active(block.norm1, rows, sums, top, bottom, source))
 
     x.sums = _make(room, source, first)
     between = x.sums
@@ -119,7 +116,7 @@ def _bands(x: Tensor) -> Iterator[tuple[int, int]]:
 def _sources(x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """(top, bottom, its rows with the ones above and below) of each band of x (1, C, H, W).
 
-    Something else may have taken the place of the bands before.
+    They are a copy: something else may take their place, as it may have that of the bands before.
     """
     above: list[Tensor] = []
     for top, bottom in _bands(x):
