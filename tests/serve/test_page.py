@@ -747,7 +747,7 @@ def test_one_job_that_waits_is_moved_and_cancelled(client: TestClient, engine: E
 
     def press(act: str, job: str) -> list[str]:
         """The order of painting, by the first letters of prompts, once the button is pressed."""
-        browser.values[order] = f"{act}:{job}"
+        browser.values[order] = f"{act}:{job}#1"
         browser.fire(order, "change")
         return [each.request["prompt"] for each in engine.jobs(("queued",))]
 

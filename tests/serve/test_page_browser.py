@@ -331,11 +331,26 @@ def test_buttons_within_the_page_move_a_job_and_take_a_model(site: Site, visit: 
         jobs = [site.engine.submit(TextToImage(prompt=prompt)) for prompt in ("a first fox", "a second fox")]
         page = visit(site)
         page.click("#tab-settings-button")
-        page.click(f"[data-dq-job='first:{jobs[1].id}']")
-        wait(lambda: site.engine.jobs(("queued",))[0].id == jobs[1].id)
-        for job in jobs:  # one after the other: the same box is filled twice
-            page.click(f"[data-dq-job='cancel:{job.id}']")
-            wait(lambda job=job: site.engine.job(job.id).state == "cancelled")
+        first, second = (job.id for job in jobs)
+
+        def press(act: str, job: str) -> None:
+            page.click(f"#settings-jobs [data-dq-job='{act}:{job}']")
+
+        def shown(job: str) -> None:
+            """The table is new from top to bottom: a button that goes while it is pressed is not pressed."""
+            page.wait_for_selector(f"#settings-jobs tbody tr:first-child:has([data-dq-job='cancel:{job}'])")
+
+        shown(first)
+        press("first", second)
+        shown(second)
+        press("first", first)
+        shown(first)
+        press("first", second)  # the same word again
+        shown(second)
+        press("cancel", second)
+        shown(first)
+        press("cancel", first)
+        wait(lambda: all(site.engine.job(job).state == "cancelled" for job in (first, second)))
     finally:
         site.engine.resume()
     page.click("#tab-models-button")

@@ -16,7 +16,7 @@ from danqing.serve.page_controls import controls_of, fields_of, shown
 from danqing.serve.page_gallery import table_of
 from danqing.serve.page_jobs import message
 from danqing.serve.page_queue import jobs_table, ordered
-from danqing.serve.page_studio import Studio, Tab, on
+from danqing.serve.page_studio import Studio, Tab, handed, on
 from danqing.serve.page_texts import COOKIE
 
 FILLED = ("width", "height", "steps", "cfg_scale", "sampler_name", "scheduler", "batch_size", "negative_prompt")
@@ -112,14 +112,12 @@ def settings(studio: Studio) -> Callable[..., Any]:
         on(pressed[name].click, act(what), None, outputs)
     on(pressed["refresh"].click, state, None, outputs)
 
-    def obey(what: str) -> tuple[Any, ...]:
+    def obey(what: str) -> tuple[str, str]:
         """The queue alone: what was typed on this tab stays."""
-        if not what:  # it was emptied here
-            return gr.skip(), gr.skip(), gr.skip()
-        problem = ordered(studio, what)
-        return summary(), problem + jobs_table(studio), ""
+        problem = ordered(studio, handed(what))
+        return summary(), problem + jobs_table(studio)
 
-    on(order.change, obey, [order], [line, jobs, order])
+    on(order.change, obey, [order], [line, jobs], trigger_mode="multiple")
 
     def keep(seen: bool, *values: Any) -> str:
         fields = {

@@ -106,6 +106,14 @@ def on(
     return event(fn, inputs, outputs, queue=False, show_progress="hidden", api_visibility="private", **more)
 
 
+def handed(value: str) -> str:
+    """The word that `page.js` wrote into a hidden box for a button, without the number of the press behind it.
+
+    Such a box is listened to with `trigger_mode="multiple"` and never emptied: a press is not lost for one before it.
+    """
+    return value.rpartition("#")[0]
+
+
 def base_url(request: gr.Request, settings: ServeSettings) -> str:
     """What the browser calls this studio; the guard has checked both headers."""
     headers = request.headers

@@ -19,7 +19,7 @@ from danqing.metadata.files import read_picture
 from danqing.metadata.read import as_infotext, tell
 from danqing.serve.page_gallery import request_fields, send, table_of
 from danqing.serve.page_jobs import message
-from danqing.serve.page_studio import Studio, Tab, on
+from danqing.serve.page_studio import Studio, Tab, handed, on
 from danqing.serve.page_texts import glossary
 
 _ADAPTERS = ("lora", "embedding", "hypernetwork")
@@ -58,16 +58,15 @@ def models(studio: Studio, painting: Tab, choose: Any) -> Callable[..., Any]:
 
     def take(what: str, text: str) -> tuple[Any, ...]:
         """`checkpoint:NAME` is painted with, any other text is added to the prompt."""
-        if not what:  # it was emptied here
-            return (gr.skip(),) * 4
+        what = handed(what)
         kind, _, chosen = what.partition(":")
         if kind == "checkpoint":
-            return gr.skip(), chosen, gr.Tabs(selected="txt2img"), ""
-        return f"{text} {what}".strip(), gr.skip(), gr.Tabs(selected="txt2img"), ""
+            return gr.skip(), chosen, gr.Tabs(selected="txt2img")
+        return f"{text} {what}".strip(), gr.skip(), gr.Tabs(selected="txt2img")
 
     on(name.change, find, [name, kind], [cards, kind], trigger_mode="always_last")
     on(kind.input, find, [name, kind], [cards, kind])
-    on(taken.change, take, [taken, prompt], [prompt, model, choose, taken])
+    on(taken.change, take, [taken, prompt], [prompt, model, choose], trigger_mode="multiple")
     return lambda event: on(event, find, [name, kind], [cards, kind])
 
 

@@ -195,6 +195,8 @@ window.danqing = (() => {
     Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(area, text);
     area.dispatchEvent(new Event("input", { bubbles: true }));
   };
+  let presses = 0; // beside the word, so that the same button pressed twice is a change too
+  const hand = (box, word) => fill(document.querySelector(`${box} :is(textarea, input)`), `${word}#${++presses}`);
   document.addEventListener("click", (event) => {
     const pressed = event.target instanceof Element && event.target.closest("[data-dq-language],[data-dq-theme],[data-dq-prompt],[data-dq-take],[data-dq-job]");
     if (!pressed) return;
@@ -205,8 +207,8 @@ window.danqing = (() => {
       area.dataset.taken = "yes";
       fill(area, dqPrompt);
       setTimeout(() => button("#txt2img-paint")?.click(), 50);
-    } else if (dqTake) fill(document.querySelector("#models-taken :is(textarea, input)"), dqTake);
-    else if (dqJob) fill(document.querySelector("#settings-order :is(textarea, input)"), dqJob);
+    } else if (dqTake) hand("#models-taken", dqTake);
+    else if (dqJob) hand("#settings-order", dqJob);
     else api.theme(document.body.classList.contains("dark") ? "light" : "dark");
   });
 
