@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danqing.models.layers import Conv2d, Linear
+from danqing.models.layers import Conv2d, Linear, Upsample
 from danqing.models.weights import twin
 from danqing.runtime import packed
 from danqing.runtime.packed import Kept, keep_packed
@@ -48,7 +48,7 @@ def _two_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize(("c_in", "c_out", "kernel", "stride"), [(320, 320, 3, 1), (320, 640, 3, 2), (640, 320, 1, 1)])
+@pytest.mark.parametrize(("c_in", "c_out", "kernel", "stride"), [(192, 320, 3, 1), (320, 640, 3, 2), (640, 320, 1, 1)])
 def test_the_bits_are_torchs_own_at_any_size_and_from_call_to_call(
     dtype: torch.dtype, c_in: int, c_out: int, kernel: int, stride: int
 ) -> None:
@@ -96,6 +96,20 @@ def test_a_weight_that_changes_is_packed_again() -> None:
     assert torch.equal(layer(x), plain(layer, x))
     layer.to(torch.bfloat16)
     assert torch.equal(layer(x.bfloat16()), plain(layer, x.bfloat16()))
+
+
+def test_what_is_kept_is_made_again_where_it_was_split_in_another_way() -> None:
+    """The convolution of an upsampling, four of 2x2 for large pictures, and of 320 channels by tiles."""
+    for layer, side in ((kept(352, 352), 8), (kept(320, 320), 16)):
+        large, small = (picture(1, layer.in_channels, n, n) for n in (2 * side, 4))
+        up = Upsample(layer.in_channels)
+        up.conv = layer
+        wanted = layer(large), up(large), layer(small), up(small)
+        for _ in range(3):
+            assert all(
+                torch.equal(each(x), out)
+                for (each, x), out in zip([(layer, large), (up, large), (layer, small), (up, small)], wanted)
+            )
 
 
 def test_a_twin_keeps_its_own_and_a_copy_nothing() -> None:

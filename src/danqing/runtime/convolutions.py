@@ -2,11 +2,13 @@
 
 torch gives convolutions to oneDNN as well, but some in float32 to kernels of its own, which add up in another order:
 those of one small picture, and of 1x1 where there is one thread (`use_mkldnn` in its Convolution.cpp). Here all go one
-way, so that a picture has its bits alone and beside others, and on the first call and the third.
+way, so that a picture has its bits alone and beside others, and on the first call and the third; large ones of 3x3 by
+`winograd`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danqing.runtime import packed
+from danqing.runtime import packed, winograd
 from danqing.runtime.dense import by_onednn
 
 _OPS = torch.ops.mkldnn
@@ -37,6 +39,9 @@ def convolution(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None
     if not _pays(x, weight) or x.is_contiguous() or not isinstance(layer.padding, tuple):
         return None
     shape = layer.padding, layer.stride, layer.dilation, layer.groups
+    by = winograd.way(weight) if shape[1:] == ((1, 1), (1, 1), 1) else None
+    if by is not None and x.shape[2] * x.shape[3] >= winograd.FEW_PIXELS:
+        return _by_tiles(x, weight, bias, layer.padding, by)
     (used,) = packed.ordered(weight, _into_order(x, shape))
     if used is weight and x.dtype != torch.float32:
         return None
@@ -84,6 +89,12 @@ def _pair(three: Tensor, which: int) -> Iterator[Tensor]:
     values that it looks at."""
     first, second, third = three
     yield from (first, second + third) if which == 0 else (first + second, third)
+
+
+def _by_tiles(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], by: winograd.Way) -> Tensor:
+    rows = len(x) * math.prod(winograd.tiles(x, by, padding))
+    parts = packed.ordered(weight, lambda part: _OPS._reorder_linear_weight(part, rows), winograd.changed)
+    return winograd.convolved(x, by, parts, bias, padding)
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:

@@ -7,7 +7,7 @@ in its order (`packed`) save another twentieth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ def gated_feed_forward(x: Tensor, inner: nn.Linear, outer: nn.Linear) -> Tensor 
         return None
     rows = x.reshape(-1, x.shape[-1])
     parts = torch.split(rows, FEED_FORWARD_ROWS)
-    first, second = packed.ordered(inner.weight, _into_order(parts[0]), lambda both: both.chunk(2))
+    first, second = packed.ordered(inner.weight, _into_order(parts[0]), _halves)
     (third,) = packed.ordered(outer.weight, _into_order(parts[0]))
     b, c = inner.bias.chunk(2)
     done = []
@@ -70,6 +70,10 @@ def gated_feed_forward(x: Tensor, inner: nn.Linear, outer: nn.Linear) -> Tensor 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
     return by_onednn(x, weight) and x.numel() >= FEW_ROWS * x.shape[-1]
+
+
+def _halves(weight: Tensor) -> Sequence[Tensor]:
+    return weight.chunk(2)
 
 
 def _flat(weight: Tensor) -> list[Tensor]:

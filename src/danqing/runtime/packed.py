@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from danqing.runtime import winograd
 from danqing.runtime.memory import available
 
 AVAILABLE = all(
@@ -49,7 +50,7 @@ def keep_packed(network: nn.Module) -> None:
     for kind in (nn.Conv2d, nn.Linear):
         weights = [layer.weight for layer in network.modules() if isinstance(layer, kind)]
         weights = [weight for weight in weights if weight.numel() >= SMALL and weight.device.type == "cpu"]
-        used += sum(weight.nbytes for weight in weights)
+        used += sum(winograd.changed_bytes(weight) for weight in weights)
         if AVAILABLE and (free is None or SHARE * used <= free):
             for weight in weights:
                 weight.kept = Kept()  # type: ignore[attr-defined]
@@ -61,19 +62,26 @@ def keep_alike(new: Tensor, old: Tensor) -> None:
         new.kept = Kept()  # type: ignore[attr-defined]
 
 
+def whole(weight: Tensor) -> list[Tensor]:
+    return [weight]
+
+
 def ordered(
     weight: Tensor,
     put_in_order: Callable[[Tensor], Tensor],
-    split: Callable[[Tensor], Sequence[Tensor]] = lambda w: [w],
+    split: Callable[[Tensor], Sequence[Tensor]] = whole,
 ) -> Sequence[Tensor]:
-    """The parts that `split` makes of a weight: put in oneDNN's order where the weight is kept, but for its first calls."""
+    """The parts that `split` makes of a weight: put in oneDNN's order where the weight is kept, but for its first calls.
+
+    Who asks for other parts of a weight than before names another function.
+    """
     kept: Kept | None = getattr(weight, "kept", None)
     if kept is None:
         return split(weight)
     if kept.calls < LATE:
         kept.calls += 1
         return split(weight)
-    made_of = weight.data_ptr(), weight._version, weight.dtype
+    made_of = split, weight.data_ptr(), weight._version, weight.dtype
     if not kept.weights or kept.made_of != made_of:
         kept.weights = ()
         kept.weights, kept.made_of = [put_in_order(part) for part in split(weight)], made_of
