@@ -8,6 +8,8 @@ from torch import nn
 from danqing.measure.groups import GROUPS, REST, Count, bottleneck, count, group_of, spent
 from danqing.measure.inputs import cost
 from danqing.measure.works import Work
+from danqing.models.layers import Conv2d
+from danqing.runtime.attention import attention
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,18 @@ def test_time_goes_to_the_groups() -> None:
     assert tuple(seconds) == GROUPS
     assert all(seconds[group] > 0 for group in ("convolution", "normalisation", "linear"))
     assert seconds["attention"] == 0
+
+
+@torch.no_grad()
+def test_what_is_within_an_operation_is_its_groups() -> None:
+    """Attention and convolutions of our own are made of operations that are called linear layers."""
+    heads = torch.randn(1, 2, 512, 16).bfloat16()
+    convolution = Conv2d(256, 256, 3, padding=1)
+    x = torch.randn(1, 256, 16, 16).contiguous(memory_format=torch.channels_last)
+    for run, group in ((lambda: attention(heads, heads, heads), "attention"), (lambda: convolution(x), "convolution")):
+        seconds = spent(run, "cpu")
+        assert seconds[group] > 0
+        assert seconds["linear"] == 0
 
 
 def test_the_next_bottleneck_is_furthest_above_its_bound() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import danqing
 from danqing.models.layers import Conv2d
 from danqing.runtime import packed, winograd
 from danqing.runtime.convolutions import convolution
@@ -113,3 +115,17 @@ def test_strides_and_small_pictures_keep_the_plain_way(monkeypatch: pytest.Monke
     Conv2d(256, 256, 3, stride=2, padding=1).requires_grad_(False)(picture(1, 32, 32))
     Conv2d(256, 256, 3, dilation=2, padding=2).requires_grad_(False)(picture(1, 32, 32))
     Conv2d(256, 256, 3, groups=4, padding=1).requires_grad_(False)(picture(1, 32, 32))
+
+
+@needs_onednn
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 40), ("float32", 80)])
+def test_a_whole_picture_is_the_plain_ways(dtype: str, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signal to noise in decibels; the bundled model's convolutions are small, so here they count as large."""
+    made, model = [], danqing.load(dtype=dtype, device="cpu")
+    for few in (256, 64):
+        monkeypatch.setattr(winograd, "FEW_CHANNELS", few)
+        monkeypatch.setattr(winograd, "FEW_PIXELS", 16)
+        (picture,) = danqing.paint("a red apple, 3d style", model, seed=1, steps=6)
+        made.append(np.asarray(picture.image, dtype=np.float64))
+    error = float(((made[0] - made[1]) ** 2).mean())
+    assert 0 < error < 255**2 / 10 ** (least / 10)

@@ -106,8 +106,8 @@ def _tensors(value: Any) -> list[Tensor]:
 def spent(run: Callable[[], Any], device: str) -> dict[str, float]:
     """Seconds of one `run` by group, as torch's profiler sees it on this device.
 
-    An operation that tells of no group counts to the nearest around it that does: a copy within a convolution is the
-    convolution's. Where the device works behind the program's back, its own time counts.
+    What is within an operation of a group is the group's: a copy within a convolution, a product within attention.
+    Where the device works behind the program's back, its own time counts.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     cuda = device.startswith("cuda")
@@ -124,10 +124,9 @@ def spent(run: Callable[[], Any], device: str) -> dict[str, float]:
         if event.device_type.name != "CPU":
             continue
         own = event.self_device_time_total if cuda else event.self_cpu_time_total
-        place, group = event, group_of(event.name)
-        while group is None and place.cpu_parent is not None:
-            place = place.cpu_parent
-            group = group_of(place.name)
+        place, group = event, None
+        while place is not None:
+            place, group = place.cpu_parent, group_of(place.name) or group
         seconds[group or REST] += own / 1e6
     return seconds
 

@@ -45,7 +45,8 @@ def attention(
     scale = width**-0.5 if scale is None else scale
     out = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
     for one, q, k, v in zip(out, query, key, value):
-        _by_blocks(one, q, k, v, scale)
+        with torch.profiler.record_function("attention by blocks"):  # its parts are called linear layers
+            _by_blocks(one, q, k, v, scale)
     return out
 
 

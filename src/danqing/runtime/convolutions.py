@@ -93,8 +93,9 @@ def _pair(three: Tensor, which: int) -> Iterator[Tensor]:
 
 def _by_tiles(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], by: winograd.Way) -> Tensor:
     rows = len(x) * math.prod(winograd.tiles(x, by, padding))
-    parts = packed.ordered(weight, lambda part: _OPS._reorder_linear_weight(part, rows), winograd.changed)
-    return winograd.convolved(x, by, parts, bias, padding)
+    with torch.profiler.record_function("convolution by tiles"):  # its parts are called linear layers
+        parts = packed.ordered(weight, lambda part: _OPS._reorder_linear_weight(part, rows), winograd.changed)
+        return winograd.convolved(x, by, parts, bias, padding)
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
