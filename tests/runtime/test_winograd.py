@@ -87,6 +87,15 @@ def test_bits_stay_from_call_to_call_and_beside_another_picture(dtype: torch.dty
 
 
 @needs_onednn
+@pytest.mark.parametrize("band", [1, 36 * 4 * 320 * 5])
+def test_bands_change_nothing(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, x = layer(), picture(3, 18, 16)
+    wanted = conv(x)
+    monkeypatch.setattr(winograd, "BAND", band)  # a row of tiles, a picture
+    assert torch.equal(conv(x), wanted)
+
+
+@needs_onednn
 def test_without_a_bias() -> None:
     conv, x = layer(), picture(1, 16, 16)
     conv.bias = None

@@ -21,6 +21,8 @@ FEW_PIXELS = 1 << 8
 MANY_WEIGHTS = 12 << 20
 """So many are too many for `FOUR`, by which they take four times their memory, and in bfloat16 for `TWO`, by which they
 take 16/9 and must be changed first."""
+BAND = 1 << 23
+"""Values of tiles at a time: 32 MB of float32."""
 CHUNK = 1 << 18
 """Weights that are changed at a time, which stay in the cache."""
 
@@ -80,7 +82,7 @@ def tiles(x: Tensor, by: Way, padding: Sequence[int]) -> tuple[int, int]:
 
 def convolved(x: Tensor, by: Way, parts: Sequence[Tensor], bias: Tensor | None, padding: Sequence[int]) -> Tensor:
     """The convolution of x (B, C, H, W) -> (B, C', H', W'), both channels last, with the weight's `changed` parts."""
-    step, kinds, (tall, wide) = by.side - 2, by.side**2, tiles(x, by, padding)
+    step, (tall, wide) = by.side - 2, tiles(x, by, padding)
     (down, right), (batch, channels, height, width) = padding, x.shape
     below, beyond = tall * step + 2 - height - down, wide * step + 2 - width - right
     whole = F.pad(x.permute(0, 2, 3, 1), (0, 0, right, beyond, down, below))
@@ -88,15 +90,26 @@ def convolved(x: Tensor, by: Way, parts: Sequence[Tensor], bias: Tensor | None, 
     cut = whole.as_strided(
         (by.side, by.side, batch, tall, wide, channels), (row, pixel, picture, step * row, step * pixel, 1)
     )
-    values = torch.mm(by.of_tiles.to(x.dtype), cut.reshape(kinds, -1)).view(kinds, -1, channels)
-    products = x.new_empty((*values.shape[:2], len(parts[0])))
+    out = x.new_empty((batch, tall, step, wide, step, len(parts[0])))
+    rows = max(1, BAND // (by.side**2 * wide * max(channels, len(parts[0]))))
+    pictures, rows = max(1, rows // tall), min(rows, tall)
+    for some, made in zip(torch.split(cut, pictures, 2), torch.split(out, pictures)):
+        for band, done in zip(torch.split(some, rows, 3), torch.split(made, rows, 1)):
+            torch.add(_multiplied(band, by, parts), 0 if bias is None else bias, out=done)
+    shown = out.view(batch, tall * step, wide * step, -1)[:, : height + 2 * down - 2, : width + 2 * right - 2]
+    return shown.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _multiplied(cut: Tensor, by: Way, parts: Sequence[Tensor]) -> Tensor:
+    """(side, side, B, rows, columns, C) -> pixels of the tiles (B, rows, N, columns, N, C')."""
+    kinds, step = by.side**2, by.side - 2
+    values = torch.mm(by.of_tiles.to(cut.dtype), cut.reshape(kinds, -1)).view(kinds, -1, cut.shape[-1])
+    products = cut.new_empty((*values.shape[:2], len(parts[0])))
     for product, value, part in zip(products, values, parts):
         product.copy_(torch.ops.mkldnn._linear_pointwise(value, part, None, "none", [], ""))
-    pixels = torch.mm(by.to_pixels.to(x.dtype), products.view(kinds, -1)).view(step, step, batch, tall, wide, -1)
-    out = x.new_empty((batch, tall, step, wide, step, pixels.shape[-1]))
-    torch.add(pixels.permute(2, 3, 0, 4, 1, 5), 0 if bias is None else bias, out=out)
-    out = out.view(batch, tall * step, wide * step, -1)[:, : height + 2 * down - 2, : width + 2 * right - 2]
-    return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    del values
+    pixels = torch.mm(by.to_pixels.to(cut.dtype), products.view(kinds, -1))
+    return pixels.view(step, step, *cut.shape[2:5], -1).permute(2, 3, 0, 4, 1, 5)
 
 
 def changed(weight: Tensor) -> Sequence[Tensor]:
