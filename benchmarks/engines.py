@@ -157,7 +157,8 @@ def pictures(options: argparse.Namespace) -> None:
         found.append(10 * math.log10(255**2 / max(float(((one - two) ** 2).mean()), 1e-9)))
         print(f"{found[-1]:5.1f} dB  {prompt}", flush=True)
     print(
-        f"{options.quantize}, {len(found)} pictures of {options.steps} steps: mean {statistics.mean(found):.1f} dB, least {min(found):.1f} dB"
+        f"{options.quantize}, {len(found)} pictures of {options.steps} steps: mean {statistics.mean(found):.1f} dB, "
+        f"median {statistics.median(found):.1f} dB, least {min(found):.1f} dB"
     )
 
 
