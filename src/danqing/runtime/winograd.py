@@ -2,7 +2,7 @@
 
 The picture is cut into tiles of N x N pixels that overlap by two. Each tile and each weight becomes N x N values of
 other kinds, the kinds are multiplied each for itself, as linear layers do, and the products become (N - 2) x (N - 2)
-pixels. In bfloat16 the values in between would be rounded: 2.5 times the error, so there it is not done.
+pixels.
 """
 
 from __future__ import annotations
