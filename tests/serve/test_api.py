@@ -211,6 +211,8 @@ def test_a_folder_of_another_tools_pictures_is_imported_once(client: TestClient,
     assert client.get(dog["url"]).status_code == 200
     again = client.post("/api/v1/pictures/import", json={"folder": str(folder)}).json()
     assert (again["added"], again["known"]) == (0, 2)
+    stranger = client.post("/api/v1/pictures/import", json={"folder": "~nobody-is-called-that"})
+    assert stranger.status_code == 400, "a home that is not there is a folder that may not be imported"
 
 
 def test_pictures_come_as_data_urls_and_from_the_gallery(client: TestClient) -> None:

@@ -7,6 +7,7 @@ in `dwpose`. How pictures are shown to the networks is that of lllyasviel's Cont
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,14 +88,14 @@ def find_preprocessor(
     """
     module, given = find_module(name)
     if module is None:
-        path = Path(paths[0] if paths else name).expanduser()
+        path = Path(os.path.expanduser(paths[0] if paths else name))
         if not paths and not path.exists() and path.suffix.lower() not in (".pth", ".safetensors", ".pt", ".bin"):
             known = ", ".join(module.name for module in MODULES)
             raise DanqingError(f"control: no preprocessor is called '{name}'; choose of {known}, or name a file")
         module, paths = module_of(path), [path]
         if len(module.files) > 1:
             raise DanqingError(f"{path}: is one of several files; write '{module.name}' for the module, not the file")
-    files = [Path(path).expanduser() for path in (paths or [given]) if path]
+    files = [Path(os.path.expanduser(path)) for path in (paths or [given]) if path]
     if len(files) < len(module.files):
         raise DanqingError(missing(module, module.files[len(files) :]))
     if not module.files and module.name not in PREPROCESSORS:

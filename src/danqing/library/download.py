@@ -80,9 +80,9 @@ def add(
     if scheme in ("http", "https"):
         fetched = fetch(source, _parts(settings), token=token, sha256=sha256, progress=progress)
         return _keep(fetched, settings, kind, source)
-    if not Path(source).expanduser().exists() and re.match(r"[a-z][a-z0-9+.-]+:", source):
+    if not Path(os.path.expanduser(source)).exists() and re.match(r"[a-z][a-z0-9+.-]+:", source):
         raise DanqingError(f"{source}: give a path, https://..., hf:OWNER/NAME[@REVISION][/FILE] or civitai:ID")
-    return _add_path(Path(source).expanduser().absolute(), settings, sha256)
+    return _add_path(Path(os.path.expanduser(source)).absolute(), settings, sha256)
 
 
 def _from_page(source: str, hub: str, civitai: str) -> str:

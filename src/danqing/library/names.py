@@ -67,7 +67,7 @@ def _title(kind: Kind | None) -> str:
 
 
 def _by_path(text: str) -> Entry | None:
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if os.path.exists(path):  # which says no to a name that is too long
         entry = entry_at(path.absolute())
         if entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def load_detector(name: str) -> Detect:
 
 def detector_file(name: str) -> Path:
     """Where a detector's weights lie. Raises DanqingError for a file that is missing, or no ONNX file by its name."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not path.is_file():
         raise DanqingError(f"detector: there is no file '{name}'")
     if path.suffix.lower() != ".onnx":

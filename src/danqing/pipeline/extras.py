@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def enlarged_again(
         changes = {
             name: f"{known.name} [{known.sha256}]"
             for name, known in step.files.items()
-            if known.sha256 and not Path(getattr(step.request, name)).expanduser().exists()
+            if known.sha256 and not Path(os.path.expanduser(getattr(step.request, name))).exists()
         }
         request = step.request.model_copy(update=changes)
         done.append(step.model_copy(update={"files": file_references(request)}))

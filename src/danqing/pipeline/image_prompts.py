@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,7 @@ def _files(asked: ImagePrompt, settings: Settings) -> dict[str, Path]:
     if asked.identity_net is not None:
         files["identity_net"] = find(asked.identity_net, "controlnet", settings).path
     if asked.faces is not None:
-        files["faces"] = Path(asked.faces).expanduser()
+        files["faces"] = Path(os.path.expanduser(asked.faces))
     file = open_file(path)
     if kind_of(file.shapes).name == "ip-adapter" and (config := ip_adapter_config(file)).look != "face":
         files["encoder"] = _tower(path, config, asked.encoder, settings)

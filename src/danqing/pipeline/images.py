@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def open_picture(source: PictureSource, field: str = "image") -> Image.Image:
         return _referenced(source, field)
     shown = "the data URL" if source.startswith("data:") else f"'{source}'"
     try:
-        with Image.open(_bytes(source, field) if source.startswith("data:") else Path(source).expanduser()) as opened:
+        with Image.open(
+            _bytes(source, field) if source.startswith("data:") else Path(os.path.expanduser(source))
+        ) as opened:
             return _plain(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise DanqingError(f"{field}: there is no file {shown}") from None

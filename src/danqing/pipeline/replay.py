@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -136,7 +137,7 @@ def _shown_again(path: Path, asked: ImagePrompt) -> ImagePrompt:
     changes: dict[str, Any] = {"images": tuple(map(beside, asked.images))}
     if asked.mask is not None:
         changes["mask"] = beside(asked.mask)
-    if asked.faces is not None and not Path(asked.faces).expanduser().is_file():
+    if asked.faces is not None and not Path(os.path.expanduser(asked.faces)).is_file():
         changes["faces"] = str(path.parent / Path(asked.faces.replace("\\", "/")).name)
     return asked.model_copy(update=changes)
 

@@ -43,7 +43,7 @@ def import_folder(engine: Engine, folder: Path, roots: Sequence[Path]) -> Import
     A picture is known by its bytes, so that importing twice adds nothing. Raises DanqingError for a folder that is not
     in one of `roots`, or not there.
     """
-    real = folder.expanduser().resolve()
+    real = Path(os.path.expanduser(folder)).resolve()  # a user that nobody knows stays as it is
     if not any(real.is_relative_to(root.resolve()) for root in roots):
         raise DanqingError(f"folder: {quoted(str(folder))} is in no folder that may be imported (--import-dir)")
     if not real.is_dir():
