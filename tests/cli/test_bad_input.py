@@ -213,6 +213,13 @@ def test_models(run: Run, models: Path) -> None:
     refused(run("models", "list", "--kind", "lorra"), "kind", "'lorra'", "lora")
 
 
+def test_a_home_of_nobody_is_a_name_like_any_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "~nobody-is-called-that"
+    refused(run("inspect", f"{name}/a.safetensors"), name, "no such file")
+    monkeypatch.setenv("DANQING_FOLDERS", name)
+    assert "none of yours yet" in run("models", "list").out
+
+
 def test_inspect_reports_what_is_wrong(run: Run, models: Path) -> None:
     refused(run("inspect", models / "missing"), "missing", "no such file")
     for name, word in (("text", "hello world"), ("empty", "is empty"), ("picture", "PNG"), ("truncated", "cut short")):

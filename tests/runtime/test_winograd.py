@@ -118,12 +118,28 @@ def test_what_keeps_the_plain_way() -> None:
 
 
 @needs_onednn
-def test_strides_and_small_pictures_keep_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "convolved", None)
-    layer()(picture(1, 8, 16))
-    Conv2d(256, 256, 3, stride=2, padding=1).requires_grad_(False)(picture(1, 32, 32))
-    Conv2d(256, 256, 3, dilation=2, padding=2).requires_grad_(False)(picture(1, 32, 32))
-    Conv2d(256, 256, 3, groups=4, padding=1).requires_grad_(False)(picture(1, 32, 32))
+@pytest.mark.parametrize(
+    ("size", "shape", "by_tiles"),
+    [
+        (16, {}, True),
+        (8, {}, False),
+        (32, {"stride": 2}, False),
+        (32, {"dilation": 2}, False),
+        (32, {"groups": 4}, False),
+    ],
+)
+def test_which_convolutions_go_by_tiles(
+    size: int, shape: dict[str, int], by_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    convolved = winograd.convolved
+    monkeypatch.setattr(winograd, "convolved", lambda *known: asked.append(known) or convolved(*known))
+    conv = Conv2d(256, 256, 3, padding=1, **shape).requires_grad_(False)  # type: ignore[arg-type]
+    x = picture(1, size, size)
+    with torch.no_grad():
+        wanted = F.conv2d(x, conv.weight, conv.bias, padding=1, **shape)
+    torch.testing.assert_close(conv(x), wanted, rtol=1e-4, atol=1e-5)
+    assert bool(asked) == by_tiles
 
 
 @needs_onednn

@@ -53,6 +53,8 @@ def test_defaults_and_the_folder_beside_the_recipe(tmp_path: Path) -> None:
     absolute = read_recipe(write(tmp_path, GOOD.replace('"pictures"', '"/srv/pictures"')))
     assert absolute.data.folder == Path("/srv/pictures")
     assert read_recipe(write(tmp_path, GOOD.replace('"pictures"', '"~/x"'))).data.folder == Path("~/x").expanduser()
+    nobodys = read_recipe(write(tmp_path, GOOD.replace('"pictures"', '"~nobody-is-called-that/x"')))
+    assert nobodys.data.folder == tmp_path / "~nobody-is-called-that/x"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ in `dwpose`. How pictures are shown to the networks is that of lllyasviel's Cont
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from danqing.models.line_unet import STRIDE, LineUNet
 from danqing.models.mlsd import MLSD
 from danqing.models.openpose import FACE_POINTS, HAND_POINTS, BodyPose, PointMaps
 from danqing.models.pidinet import PiDiNet
+from danqing.paths import path_of
 from danqing.runtime.blank import without_weights
 from danqing.vocabulary import MODULES, Module, find_module
 
@@ -88,14 +88,14 @@ def find_preprocessor(
     """
     module, given = find_module(name)
     if module is None:
-        path = Path(os.path.expanduser(paths[0] if paths else name))
+        path = path_of(paths[0] if paths else name)
         if not paths and not path.exists() and path.suffix.lower() not in (".pth", ".safetensors", ".pt", ".bin"):
             known = ", ".join(module.name for module in MODULES)
             raise DanqingError(f"control: no preprocessor is called '{name}'; choose of {known}, or name a file")
         module, paths = module_of(path), [path]
         if len(module.files) > 1:
             raise DanqingError(f"{path}: is one of several files; write '{module.name}' for the module, not the file")
-    files = [Path(os.path.expanduser(path)) for path in (paths or [given]) if path]
+    files = [path_of(path) for path in (paths or [given]) if path]
     if len(files) < len(module.files):
         raise DanqingError(missing(module, module.files[len(files) :]))
     if not module.files and module.name not in PREPROCESSORS:

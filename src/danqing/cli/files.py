@@ -43,8 +43,9 @@ def _path(text: str) -> Path:
     """What lies there, sound or not; else the model of that name."""
     from danqing.library.names import find
     from danqing.library.settings import load_settings
+    from danqing.paths import path_of
 
-    path = Path(text).expanduser()
+    path = path_of(text)
     return path if path.exists() else find(text, None, load_settings()).path
 
 

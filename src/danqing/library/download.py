@@ -19,6 +19,7 @@ from danqing.library.folders import OWN_FOLDER, SUFFIXES, Entry, Kind, entry_at,
 from danqing.library.hash_cache import HashCache
 from danqing.library.settings import Settings, add_folder, read_token, write_atomically
 from danqing.library.transfer import Fetched, Progress, Refused, discard, fetch, fetch_json, origin, safe_name, settle
+from danqing.paths import path_of
 from danqing.vocabulary import nearest
 
 HUB = "https://huggingface.co"
@@ -80,9 +81,9 @@ def add(
     if scheme in ("http", "https"):
         fetched = fetch(source, _parts(settings), token=token, sha256=sha256, progress=progress)
         return _keep(fetched, settings, kind, source)
-    if not Path(os.path.expanduser(source)).exists() and re.match(r"[a-z][a-z0-9+.-]+:", source):
+    if not path_of(source).exists() and re.match(r"[a-z][a-z0-9+.-]+:", source):
         raise DanqingError(f"{source}: give a path, https://..., hf:OWNER/NAME[@REVISION][/FILE] or civitai:ID")
-    return _add_path(Path(os.path.expanduser(source)).absolute(), settings, sha256)
+    return _add_path(path_of(source).absolute(), settings, sha256)
 
 
 def _from_page(source: str, hub: str, civitai: str) -> str:

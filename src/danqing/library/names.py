@@ -14,6 +14,7 @@ from danqing.library.content import look
 from danqing.library.folders import BUNDLED, SUFFIXES, Entry, Kind, entry_at, hub_cache, hub_snapshot, scan
 from danqing.library.hash_cache import HashCache
 from danqing.library.settings import Settings
+from danqing.paths import path_of
 from danqing.vocabulary import nearest
 
 _TAG = re.compile(r"\s*\[([0-9a-fA-F]{6,64})\]$")
@@ -67,7 +68,7 @@ def _title(kind: Kind | None) -> str:
 
 
 def _by_path(text: str) -> Entry | None:
-    path = Path(os.path.expanduser(text))
+    path = path_of(text)
     if os.path.exists(path):  # which says no to a name that is too long
         entry = entry_at(path.absolute())
         if entry:

@@ -15,6 +15,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from danqing.errors import DanqingError
+from danqing.paths import path_of
 from danqing.runtime.amounts import parse_memory
 from danqing.vocabulary import nearest
 
@@ -81,7 +82,7 @@ def settings_file(data_dir: Path | None = None) -> Path:
     """Where the settings are: in `data_dir`, else in $DANQING_HOME, else where the platform keeps settings."""
     home = data_dir or os.environ.get("DANQING_HOME")
     if home:
-        return Path(home).expanduser().absolute() / FILE_NAME
+        return path_of(home).absolute() / FILE_NAME
     return platformdirs.user_config_path("danqing", appauthor=False) / FILE_NAME
 
 
@@ -205,7 +206,7 @@ def _parse(text: str, file: Path, data_dir: Path | None = None) -> Settings:
         raise DanqingError(f"{file}: not valid TOML: {error}") from None
     _check_keys(values, file)
     if data_dir:
-        values["data_dir"] = str(Path(data_dir).expanduser().absolute())
+        values["data_dir"] = str(path_of(data_dir).absolute())
     elif "data_dir" not in values:
         # Beside a settings file that lives in a home of its own; else where the platform keeps data.
         own = file != platformdirs.user_config_path("danqing", appauthor=False) / FILE_NAME
@@ -223,7 +224,7 @@ def _parse(text: str, file: Path, data_dir: Path | None = None) -> Settings:
     base = file.absolute().parent
 
     def place(path: Path) -> Path:
-        return base / path.expanduser()
+        return base / path_of(path)
 
     return settings.model_copy(
         update={
@@ -238,7 +239,7 @@ def _parse(text: str, file: Path, data_dir: Path | None = None) -> Settings:
 
 def _more_folders() -> tuple[Path, ...]:
     named = os.environ.get("DANQING_FOLDERS", "").split(os.pathsep)
-    return tuple(Path(folder).expanduser().absolute() for folder in named if folder)
+    return tuple(path_of(folder).absolute() for folder in named if folder)
 
 
 def _write_key(file: Path, key: str, value: str | bool | list[str] | None) -> Settings:

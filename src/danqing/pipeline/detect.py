@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from danqing.errors import DanqingError
+from danqing.paths import path_of
 from danqing.runtime.onnx import open_session
 
 _PAD = 114
@@ -63,7 +63,7 @@ def load_detector(name: str) -> Detect:
 
 def detector_file(name: str) -> Path:
     """Where a detector's weights lie. Raises DanqingError for a file that is missing, or no ONNX file by its name."""
-    path = Path(os.path.expanduser(name))
+    path = path_of(name)
     if not path.is_file():
         raise DanqingError(f"detector: there is no file '{name}'")
     if path.suffix.lower() != ".onnx":

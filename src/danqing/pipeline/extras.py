@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from danqing.metadata.files import RECORD_KEY, SUFFIXES, read_picture, save
 from danqing.metadata.infotext import quote
 from danqing.metadata.pixels import pixels_sha256
 from danqing.metadata.read import read_record
+from danqing.paths import path_of
 from danqing.pipeline.faces import Detector, Restorer, load_face_detector, load_restorer, restore_faces
 from danqing.pipeline.models import Say, hashes_later, print_note
 from danqing.pipeline.upscale import (
@@ -181,7 +181,7 @@ def enlarged_again(
         changes = {
             name: f"{known.name} [{known.sha256}]"
             for name, known in step.files.items()
-            if known.sha256 and not Path(os.path.expanduser(getattr(step.request, name))).exists()
+            if known.sha256 and not path_of(getattr(step.request, name)).exists()
         }
         request = step.request.model_copy(update=changes)
         done.append(step.model_copy(update={"files": file_references(request)}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from danqing.library.settings import Settings, load_settings
 from danqing.models.controlnet import ControlNet
 from danqing.models.ip_adapter import IPAdapter, IPAdapterConfig
 from danqing.models.photomaker import PhotoMaker
+from danqing.paths import path_of
 from danqing.pipeline.adapters import stamps
 from danqing.pipeline.images import flatten, mask_pixels
 from danqing.pipeline.run import Prompter, Studio
@@ -98,7 +98,7 @@ def _files(asked: ImagePrompt, settings: Settings) -> dict[str, Path]:
     if asked.identity_net is not None:
         files["identity_net"] = find(asked.identity_net, "controlnet", settings).path
     if asked.faces is not None:
-        files["faces"] = Path(os.path.expanduser(asked.faces))
+        files["faces"] = path_of(asked.faces)
     file = open_file(path)
     if kind_of(file.shapes).name == "ip-adapter" and (config := ip_adapter_config(file)).look != "face":
         files["encoder"] = _tower(path, config, asked.encoder, settings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from danqing.errors import DanqingError
 from danqing.metadata.pixels import pixels_sha256, rgba_md5
+from danqing.paths import path_of
 from danqing.request_parts import PictureSource, Reference, ResizeMode
 from danqing.vocabulary import quoted
 
@@ -38,9 +38,7 @@ def open_picture(source: PictureSource, field: str = "image") -> Image.Image:
         return _referenced(source, field)
     shown = "the data URL" if source.startswith("data:") else f"'{source}'"
     try:
-        with Image.open(
-            _bytes(source, field) if source.startswith("data:") else Path(os.path.expanduser(source))
-        ) as opened:
+        with Image.open(_bytes(source, field) if source.startswith("data:") else path_of(source)) as opened:
             return _plain(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise DanqingError(f"{field}: there is no file {shown}") from None

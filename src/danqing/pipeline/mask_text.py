@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from PIL import Image
 
 from danqing.errors import DanqingError
+from danqing.paths import path_of
 
 
 def mask_from_text(
@@ -23,7 +22,7 @@ def mask_from_text(
     model's share is at least `threshold`; not `binary`, its share is the mask's value there, and 0 below.
     Raises DanqingError where the folder holds no such model, or transformers is missing.
     """
-    place = Path(os.path.expanduser(folder))
+    place = path_of(folder)
     if not (place / "config.json").is_file():
         raise DanqingError(f"mask_model: '{folder}' is no folder of a CLIPSeg model (there is no config.json)")
     try:

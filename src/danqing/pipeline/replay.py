@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from danqing.metadata.files import PictureFile, read_picture
 from danqing.metadata.pixels import pixels_sha256, rgba_md5
 from danqing.metadata.read import tell
 from danqing.metadata.told import Told
+from danqing.paths import path_of
 from danqing.pipeline.engines import recorded
 from danqing.pipeline.extras import enlarged_again
 from danqing.pipeline.images import open_picture
@@ -137,7 +137,7 @@ def _shown_again(path: Path, asked: ImagePrompt) -> ImagePrompt:
     changes: dict[str, Any] = {"images": tuple(map(beside, asked.images))}
     if asked.mask is not None:
         changes["mask"] = beside(asked.mask)
-    if asked.faces is not None and not Path(os.path.expanduser(asked.faces)).is_file():
+    if asked.faces is not None and not path_of(asked.faces).is_file():
         changes["faces"] = str(path.parent / Path(asked.faces.replace("\\", "/")).name)
     return asked.model_copy(update=changes)
 

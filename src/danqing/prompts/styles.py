@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from danqing.errors import DanqingError
+from danqing.paths import path_of
 from danqing.vocabulary import nearest, quoted
 
 PLACE = "{prompt}"
@@ -119,7 +119,7 @@ def choose_styles(names: Sequence[str], files: Iterable[Path]) -> tuple[Style, .
     for name in names:
         by_path = re.fullmatch(r"(.+\.(?:csv|json)):(.+)", name, re.IGNORECASE | re.DOTALL)
         if by_path:
-            path = Path(os.path.expanduser(by_path[1]))
+            path = path_of(by_path[1])
             chosen.append(_named(by_path[2], all_styles([path]), f"{path} has no style {quoted(by_path[2])}"))
         else:
             known = all_styles(files) if known is None else known

@@ -62,14 +62,14 @@ def keep_alike(new: Tensor, old: Tensor) -> None:
         new.kept = Kept()  # type: ignore[attr-defined]
 
 
-def whole(weight: Tensor) -> list[Tensor]:
+def _whole(weight: Tensor) -> list[Tensor]:
     return [weight]
 
 
 def ordered(
     weight: Tensor,
     put_in_order: Callable[[Tensor], Tensor],
-    split: Callable[[Tensor], Sequence[Tensor]] = whole,
+    split: Callable[[Tensor], Sequence[Tensor]] = _whole,
 ) -> Sequence[Tensor]:
     """The parts that `split` makes of a weight: put in oneDNN's order where the weight is kept, but for its first calls.
 

@@ -52,8 +52,8 @@ def _way(points: Sequence[float]) -> Way:
     of_tiles = np.array([[*np.poly(at[at != point])[::-1], 0] for point in at] + [np.poly(at)[::-1]])
     of_weights = np.array([[point**k / by for k in range(3)] for point, by in zip(at, scale)] + [[0, 0, 1]])
     to_pixels = np.array([[*(at**k), k == side - 3] for k in range(side - 2)])
-    both = [torch.from_numpy(np.kron(m, m)).float() for m in (of_tiles, of_weights, to_pixels)]
-    return Way(side, *both)
+    in_both = [torch.from_numpy(np.kron(m, m)).float() for m in (of_tiles, of_weights, to_pixels)]
+    return Way(side, *in_both)
 
 
 FOUR = _way((0, 5 / 8, -5 / 8, 3 / 2, -3 / 2))

@@ -15,6 +15,7 @@ from danqing.errors import DanqingError
 from danqing.metadata.files import SUFFIXES, PictureFile, free_name, read_picture, save
 from danqing.metadata.read import as_dict, as_infotext, tell
 from danqing.metadata.told import Told
+from danqing.paths import path_of
 from danqing.pipeline.naming import Job, Subject, expand
 from danqing.requests import kind_of
 from danqing.serve.accept import sync_folder
@@ -43,7 +44,7 @@ def import_folder(engine: Engine, folder: Path, roots: Sequence[Path]) -> Import
     A picture is known by its bytes, so that importing twice adds nothing. Raises DanqingError for a folder that is not
     in one of `roots`, or not there.
     """
-    real = Path(os.path.expanduser(folder)).resolve()  # a user that nobody knows stays as it is
+    real = path_of(folder).resolve()
     if not any(real.is_relative_to(root.resolve()) for root in roots):
         raise DanqingError(f"folder: {quoted(str(folder))} is in no folder that may be imported (--import-dir)")
     if not real.is_dir():

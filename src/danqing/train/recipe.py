@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from danqing.errors import DanqingError
+from danqing.paths import path_of
 from danqing.vocabulary import nearest
 
 
@@ -206,7 +207,7 @@ def read_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(table)
     except ValidationError as error:
         raise DanqingError(f"{path}: {_reason(error)}") from None
-    folder = recipe.data.folder.expanduser()
+    folder = path_of(recipe.data.folder)
     folder = folder if folder.is_absolute() else path.parent / folder
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": folder})})
 
