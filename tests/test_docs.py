@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from danqing.checkpoints.save import save
-from danqing.cli import app
+from danqing.cli import program
 from danqing.cli.a1111_flags import FLAGS
 from danqing.families import Model
 from danqing.pipeline.models import load
@@ -63,7 +63,7 @@ def test_every_preprocessor_is_named_with_its_files(module: Module) -> None:
 
 def options(*path: str) -> list[str]:
     """Every spelling of every option of a command."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(program())
     for name in path:
         command = command.commands[name]  # type: ignore[attr-defined]
     return [flag for param in command.params for flag in param.opts if flag.startswith("--")]
@@ -71,7 +71,7 @@ def options(*path: str) -> list[str]:
 
 def commands() -> Iterator[tuple[str, ...]]:
     """The paths of all commands."""
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in typer.main.get_command(program()).commands.items():  # type: ignore[attr-defined]
         if hasattr(command, "commands"):
             yield from ((name, inner) for inner in command.commands)
         else:

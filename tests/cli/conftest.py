@@ -42,7 +42,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(work)
     monkeypatch.setenv("DANQING_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("danqing.cli.keep_memory", lambda: None)
 
     def call(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["danqing", *map(str, arguments)])

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from danqing.__main__ import WITH_TORCH
+from danqing.cli import COMMANDS, program
 from danqing.version import __version__
 
 from .conftest import Run
 
-PROGRAM = "from danqing.cli import main; main()"
+PROGRAM = "from danqing.__main__ import main; main()"
 
 
 def python(code: str, *arguments: str, home: Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -28,7 +31,7 @@ def python(code: str, *arguments: str, home: Path, **options: object) -> subproc
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = "import sys, danqing.cli; print(*[m for m in ('torch','numpy','PIL','safetensors') if m in sys.modules])"
+    code = "import sys, danqing.cli; danqing.cli.program(); print(*[m for m in ('torch','numpy','PIL','safetensors') if m in sys.modules])"
     assert python(code, home=tmp_path, stdout=subprocess.PIPE).stdout == "\n"
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); " + PROGRAM
     answer = python(code, "--help", home=tmp_path, stdout=subprocess.PIPE)
@@ -36,6 +39,18 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert answer.stderr == "False\n"
     for command in ("txt2img", "prompt", "inspect", "convert", "config", "models", "train", "dataset"):
         assert f"  {command} " in answer.stdout
+
+
+def names(asked: str | None = None) -> list[str]:
+    return list(get_command(program(asked)).commands)  # type: ignore[attr-defined]
+
+
+def test_each_module_registers_the_commands_that_are_told() -> None:
+    assert names() == names("painting")
+    assert sorted(names()) == sorted(name for module in COMMANDS.values() for name in module)
+    assert set(names()) > WITH_TORCH
+    for module in COMMANDS.values():
+        assert all(sorted(names(name)) == sorted(module) for name in module)
 
 
 def test_version(run: Run) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from danqing.cli import app
+from danqing.cli import program
 from danqing.cli.a1111_flags import FLAGS, understand
 from danqing.errors import DanqingError
 from danqing.library.settings import add_folder, load_settings
@@ -73,7 +73,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Engine
 
 
 def start(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["serve", *arguments])
+    return CliRunner().invoke(program(), ["serve", *arguments])
 
 
 def test_the_command_takes_its_own_options_and_automatic1111s(

@@ -4,50 +4,47 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from io import TextIOWrapper
 
 import typer
 
-from danqing.cli import (
-    adapters,
-    benchmark,
-    config,
-    dataset,
-    evaluate,
-    files,
-    metadata,
-    paint,
-    plot,
-    prompt,
-    serve,
-    train,
-    upscale,
-)
 from danqing.errors import DanqingError
-from danqing.runtime.allocator import keep_memory
+from danqing.runtime.start import imports
 
-app = typer.Typer(
-    name="danqing",
-    help="Danqing 丹青: pictures from Stable Diffusion models.",
-    no_args_is_help=True,
-    add_completion=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-paint.register(app)
-plot.register(app)
-upscale.register(app)
-prompt.register(app)
-files.register(app)
-metadata.register(app)
-adapters.register(app)
-train.register(app)
-dataset.register(app)
-evaluate.register(app)
-benchmark.register(app)
-serve.register(app)
-config.register(app)
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "paint": ("txt2img", "img2img", "inpaint", "outpaint"),
+    "plot": ("plot", "styles"),
+    "upscale": ("upscale",),
+    "prompt": ("prompt",),
+    "files": ("inspect", "convert", "models"),
+    "metadata": ("pnginfo", "replay"),
+    "adapters": ("adapters",),
+    "train": ("train",),
+    "dataset": ("dataset",),
+    "evaluate": ("evaluate",),
+    "benchmark": ("benchmark",),
+    "serve": ("serve",),
+    "config": ("config",),
+}
+"""This package's modules, in the order of the help, and the commands that each registers."""
+
+
+def program(asked: str | None = None) -> typer.Typer:
+    """All commands; where `asked` is one of them, only its module's, as hundreds of options take a while to make."""
+    app = typer.Typer(
+        name="danqing",
+        help="Danqing 丹青: pictures from Stable Diffusion models.",
+        no_args_is_help=True,
+        add_completion=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    app.callback()(_root)
+    for module in [module for module, names in COMMANDS.items() if asked in names] or COMMANDS:
+        import_module(f"danqing.cli.{module}").register(app)
+    return app
 
 
 def _version(show: bool) -> None:
@@ -58,7 +55,6 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="print the version"),
 ) -> None:
@@ -67,13 +63,14 @@ def _root(
 
 def main() -> None:
     """Run the command line. A person's mistake is one line on standard error and exit code 2."""
-    keep_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # file names need not be Unicode, nor consoles know Chinese
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            app()
+            with imports():
+                commands = program(*sys.argv[1:2])
+            commands()
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # what cannot be written is told here, not at the interpreter's end

@@ -14,6 +14,7 @@ import typer
 from danqing.cli.options import ENGINE, FILES, MACHINE, PAINTING, QUANTIZE, Sectioned, request_options, with_options
 from danqing.errors import DanqingError
 from danqing.requests import REQUESTS, Kind, Masked, Painting, TextToImage
+from danqing.runtime.start import imports
 
 if TYPE_CHECKING:
     from danqing.families import Model
@@ -129,15 +130,16 @@ def _paint(
     ] = False,
     **fields: Any,
 ) -> None:
-    from danqing.cli.show import say
-    from danqing.library.settings import load_settings
-    from danqing.pipeline.models import load
-    from danqing.pipeline.naming import Job
-    from danqing.pipeline.outputs import check_output, grid_path, parse_size, picture_path, write_picture
-    from danqing.pipeline.picture import Picture
-    from danqing.pipeline.picture import grid as make_grid
-    from danqing.pipeline.series import check_files, paint_all
-    from danqing.pipeline.sources import read_all
+    with imports():
+        from danqing.cli.show import say
+        from danqing.library.settings import load_settings
+        from danqing.pipeline.models import load
+        from danqing.pipeline.naming import Job
+        from danqing.pipeline.outputs import check_output, grid_path, parse_size, picture_path, write_picture
+        from danqing.pipeline.picture import Picture
+        from danqing.pipeline.picture import grid as make_grid
+        from danqing.pipeline.series import check_files, paint_all
+        from danqing.pipeline.sources import read_all
 
     given = {name: value for name, value in {"prompt": prompt, "model": model, **fields}.items() if value is not None}
     if size is not None:

@@ -50,7 +50,9 @@ def check_suffix(path: Path) -> str:
         raise DanqingError(f"{path}: '{path.suffix}' is no picture format that is written; use {', '.join(_FORMATS)}")
     if suffix == ".jxl":
         _import_jpeg_xl(path)
-    Image.init()
+    Image.preinit()
+    if _FORMATS[suffix] not in Image.SAVE:
+        Image.init()  # takes twenty times as long
     if _FORMATS[suffix] not in Image.SAVE:
         raise DanqingError(f"{path}: this pillow was built without {_FORMATS[suffix]}; use another format")
     return _FORMATS[suffix]
