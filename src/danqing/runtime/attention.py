@@ -9,8 +9,9 @@ from torch import Tensor
 from danqing.runtime.dense import by_onednn
 
 ROWS = 512
-"""Queries at a time: with 4096 keys some 4 MB of scores, which stay in the cache between the two products. Of 256 they take
-1.05 to 1.25 times as long, of 1024 as long or longer."""
+"""Queries at a time, at least: of 256 they take 1.05 to 1.25 times as long."""
+SCORES = 1 << 21
+"""And so many that their scores are no more than this: 4 MB, which stay in the cache between the two products."""
 MANY = 512
 """From so many keys and queries on, blocks of queries take 0.6 to 0.8 of the time of torch's kernel."""
 SAMPLE = 16
@@ -65,20 +66,26 @@ def _by_blocks(out: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: fl
     The softmax takes no pass over the scores of its own. A constant per query leaves it as it is, so each query's
     greatest score, guessed from a sample of the keys, and `MARGIN` are taken off inside the first product, by a column
     more: now all scores are far below zero, where exp(x) is sigmoid(x) = exp(x) / (1 + exp(x)), which oneDNN applies to
-    its float32 sums. The second product adds them up as well, by a row of ones.
+    its float32 sums. The second product adds them up as well, by a row of ones, where that does not cost it another
+    block of rows: with 64 rows, which it does as one, 65 would take 1.6 times as long.
     """
     fused = torch.ops.mkldnn._linear_pointwise
     heads, length, width = query.shape
-    padded = -(-(width + 1) // 8) * 8  # whole vectors are faster
+    ones = width % 16 != 0
     asked = torch.cat([query * scale, query.new_empty(heads, length, 1)], -1)
     keys = torch.cat([key, key.new_ones(heads, key.shape[1], 1)], -1)
-    values = value.new_zeros(heads, padded, key.shape[1])
-    values[:, :width], values[:, width] = value.transpose(1, 2), 1
+    values = value.transpose(1, 2)
+    if ones:
+        whole = -(-(width + 1) // 8) * 8  # whole vectors are faster
+        values = F.pad(values, (0, 0, 0, whole - width), value=1)
+    values = values.contiguous()
     sample = key[:, ::SAMPLE].transpose(1, 2)
     asked[:, :, width] = -torch.bmm(asked[:, :, :width], sample).amax(-1) - MARGIN
+    step = max(ROWS, SCORES // key.shape[1])
     for head in range(heads):
-        for start in range(0, length, ROWS):
-            rows = slice(start, start + ROWS)
+        for start in range(0, length, step):
+            rows = slice(start, start + step)
             weights = fused(asked[head, rows], keys[head], None, "sigmoid", [], "")
-            summed = fused(weights, values[head], None, "none", [], "")
-            torch.div(summed[:, :width], summed[:, width : width + 1], out=out[head, rows])
+            made = fused(weights, values[head], None, "none", [], "")
+            total = made[:, width : width + 1] if ones else weights.sum(-1, keepdim=True)
+            torch.div(made[:, :width], total, out=out[head, rows])
