@@ -15,8 +15,8 @@ from importlib.util import find_spec
 def load_torch_early() -> None:
     """Begin to load torch's largest library, in a thread, while Python imports what is its own.
 
-    Half of `import torch` is waiting for that library, which then is there. Linux only; elsewhere, and where
-    there is no such file, this does nothing.
+    A third of `import torch` is waiting for that library, which then is there. Linux only; elsewhere, and where there
+    is no such file, this does nothing.
     """
     spec = find_spec("torch")
     if spec is None or spec.origin is None or not sys.platform.startswith("linux"):

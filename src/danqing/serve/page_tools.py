@@ -56,9 +56,9 @@ def models(studio: Studio, painting: Tab, choose: Any) -> Callable[..., Any]:
         shown = gr.update(choices=[(say("all"), ""), *((each, each) for each in kinds)])
         return cards_of(found, studio), shown
 
-    def take(what: str, text: str) -> tuple[Any, ...]:
+    def take(press: str, text: str) -> tuple[Any, ...]:
         """`checkpoint:NAME` is painted with, any other text is added to the prompt."""
-        what = handed(what)
+        what = handed(press)
         kind, _, chosen = what.partition(":")
         if kind == "checkpoint":
             return gr.skip(), chosen, gr.Tabs(selected="txt2img")
