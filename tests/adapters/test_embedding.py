@@ -298,7 +298,6 @@ def test_the_second_pass_and_regions_know_them_too(tiny: Model, folder: Path) ->
 def test_the_prompts_command_counts_their_tokens(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("danqing.cli.keep_memory", lambda: None)
     monkeypatch.setattr(
         "sys.argv", ["danqing", "prompt", "a (wide:1.2) embedding:wide embedding:no", "--dialect", "danqing"]
     )

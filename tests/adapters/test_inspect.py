@@ -78,7 +78,6 @@ def test_the_command(
 ) -> None:
     monkeypatch.setenv("DANQING_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("danqing.cli.keep_memory", lambda: None)
     folder = tmp_path / "home" / "models" / "loras"
     folder.mkdir(parents=True)
     (tmp_path / "home" / "config.toml").write_text(f"data_dir = {json.dumps(str(tmp_path / 'home'))}\n")
@@ -129,7 +128,6 @@ def test_the_command_knows_other_kinds(
 ) -> None:
     monkeypatch.setenv("DANQING_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("danqing.cli.keep_memory", lambda: None)
     (tmp_path / "models" / "embeddings").mkdir(parents=True)
     (tmp_path / "config.toml").write_text(f"data_dir = {json.dumps(str(tmp_path))}\n")
     write(tmp_path / "models" / "embeddings" / "toy.safetensors", {"emb_params": random(3, 768)})

@@ -35,11 +35,12 @@ def _blur(latents: Tensor, at: At, branches: Sequence[Conditioning]) -> list[Ten
 
 @pytest.mark.parametrize(("side", "overlap"), [(16, 0), (16, 4), (24, 12), (17, 16)])
 def test_of_a_pointwise_denoiser_windows_are_the_whole(side: int, overlap: int) -> None:
+    torch.manual_seed(0)
     latents = torch.randn(2, 4, 37, 50)
     branches = [_branch(0.7), _branch(-0.3, channels=torch.randn(1, 4, 37, 50))]
     whole = _pointwise(latents, AT, branches)
     parts = in_windows(_pointwise, (side, side), overlap)(latents, AT, branches)
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=3e-5)  # a cell is a sum of up to 289 windows
 
 
 def test_a_window_as_large_as_the_picture_is_the_network_itself() -> None:
