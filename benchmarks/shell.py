@@ -2,7 +2,7 @@
 
     python benchmarks/shell.py --runs 7
     python benchmarks/shell.py --busy 2                             # beside so many processes that never rest
-    python benchmarks/shell.py --beside OMP_WAIT_POLICY=ACTIVE      # and, in turns, with this in the environment
+    python benchmarks/shell.py --beside OMP_WAIT_POLICY=PASSIVE     # and, in turns, with this in the environment
 
 Prints the seconds' median, least and most, and the median of the processor's seconds. Modules are compiled once and kept,
 as installed ones are, whatever PYTHONDONTWRITEBYTECODE says.

@@ -9,9 +9,10 @@ from torch import Tensor
 from danqing.runtime.dense import by_onednn
 
 ROWS = 512
-"""Queries at a time, at least: of 256 they take 1.05 to 1.25 times as long."""
+"""Queries at a time, at least: by 256 they take 1.05 to 1.25 times as long."""
 SCORES = 1 << 21
-"""And so many that their scores are no more than this: 4 MB, which stay in the cache between the two products."""
+"""Where keys are few, as many queries at a time as have so many scores: 4 MB, which stay in the cache between the two
+products."""
 MANY = 512
 """From so many keys and queries on, blocks of queries take 0.6 to 0.8 of the time of torch's kernel."""
 SAMPLE = 16
