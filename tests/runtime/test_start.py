@@ -37,11 +37,11 @@ def test_without_torch_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("was", [True, False])
-def test_garbage_is_looked_for_after_imports_as_before(was: bool) -> None:
+def test_garbage_is_looked_for_afterwards_as_before(was: bool) -> None:
     before = gc.isenabled()
     try:
         (gc.enable if was else gc.disable)()
-        with start.imports():
+        with start.gc_paused():
             assert not gc.isenabled()
         assert gc.isenabled() == was
     finally:

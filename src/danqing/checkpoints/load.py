@@ -26,6 +26,7 @@ from danqing.runtime.blank import without_weights
 from danqing.runtime.conversion import Block
 from danqing.runtime.memory import left, plans, predicted_peak
 from danqing.runtime.packed import keep_packed
+from danqing.runtime.start import gc_paused
 from danqing.runtime.stream import Streamed, filler, slot_bytes, stream, units
 
 _LATER = 448 << 20
@@ -34,6 +35,7 @@ would be in tiles, which can be seen."""
 _RUNNABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@gc_paused()
 def load(
     path: Path | str,
     *,

@@ -10,7 +10,7 @@ from io import TextIOWrapper
 import typer
 
 from danqing.errors import DanqingError
-from danqing.runtime.start import imports
+from danqing.runtime.start import gc_paused
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "paint": ("txt2img", "img2img", "inpaint", "outpaint"),
@@ -68,7 +68,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            with imports():
+            with gc_paused():
                 commands = program(*sys.argv[1:2])
             commands()
         finally:

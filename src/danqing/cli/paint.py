@@ -14,7 +14,7 @@ import typer
 from danqing.cli.options import ENGINE, FILES, MACHINE, PAINTING, QUANTIZE, Sectioned, request_options, with_options
 from danqing.errors import DanqingError
 from danqing.requests import REQUESTS, Kind, Masked, Painting, TextToImage
-from danqing.runtime.start import imports
+from danqing.runtime.start import gc_paused
 
 if TYPE_CHECKING:
     from danqing.families import Model
@@ -130,7 +130,7 @@ def _paint(
     ] = False,
     **fields: Any,
 ) -> None:
-    with imports():
+    with gc_paused():
         from danqing.cli.show import say
         from danqing.library.settings import load_settings
         from danqing.pipeline.models import load

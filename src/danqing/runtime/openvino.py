@@ -140,15 +140,14 @@ def quantized(model: Any, quantize: Quantize, samples: Callable[[], Sequence[Inp
 
 
 def _sensitive(model: Any) -> list[str]:
-    """What stays as precise as it is: convolutions before the first halving of the size and after the last doubling,
-    which see the noise itself, linear layers of vectors, such as the step's embedding, and of those that end a gated
-    feed-forward the narrowest, where the picture is largest: among the products that they are given a few are far above
-    the rest."""
+    """What stays as precise as it is: the first convolution and those after the last doubling of the size, which see the
+    noise itself, linear layers of vectors, such as the step's embedding, and of those that end a gated feed-forward the
+    narrowest, where the picture is largest: among the products that they are given a few are far above the rest."""
     nodes = model.get_ordered_ops()
     kinds = [node.get_type_name() for node in nodes]
-    halved = next((i for i, n in enumerate(nodes) if kinds[i] == "Convolution" and list(n.get_strides()) == [2, 2]), 0)
     doubled = max((i for i, kind in enumerate(kinds) if kind == "Interpolate"), default=len(nodes))
-    edges = [n for i, n in enumerate(nodes) if kinds[i] == "Convolution" and (i <= halved or i > doubled)]
+    convolutions = [i for i, kind in enumerate(kinds) if kind == "Convolution"]
+    edges = [nodes[i] for i in convolutions if i == convolutions[0] or i > doubled]
     linear = [(n, n.get_output_partial_shape(0).rank.get_length()) for n, kind in zip(nodes, kinds) if kind == "MatMul"]
     vectors = [node for node, rank in linear if rank == 2]
     ends = [(node, width) for node, rank in linear if rank > 2 and (width := _narrowed(node))]

@@ -31,8 +31,11 @@ def load_torch_early() -> None:
 
 
 @contextmanager
-def imports() -> Iterator[None]:
-    """Within, garbage is not looked for: of thousands of modules nothing is any, and each round looks at all of them."""
+def gc_paused() -> Iterator[None]:
+    """Within, or while a function runs that this decorates, garbage is not looked for.
+
+    For what makes many things and drops few, as imports do, and networks: each round looks at all that there is.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
