@@ -3,7 +3,8 @@
     python benchmarks/random_checkpoint.py sd1 /tmp/sd15.safetensors
     python benchmarks/first_step.py /tmp/sd15.safetensors --dtype bfloat16 --runs 3
 
-    python benchmarks/first_step.py /tmp/sdxl.safetensors --size 1024 --runs 1 --no-peer
+    danqing convert --dtype bfloat16 /tmp/sdxl.safetensors /tmp/sdxlbf.safetensors
+    python benchmarks/first_step.py /tmp/sdxlbf.safetensors --size 1024 --runs 3 --no-peer
     python benchmarks/first_step.py /tmp/sd15.safetensors --switch /tmp/sdxl.safetensors
 
 Each measurement is a process of its own; the file's pages are in memory. Ours and the peer's alternate.
@@ -32,15 +33,10 @@ from danqing.runtime.allocator import keep_memory
 PROMPT = "a castle on a hill"
 
 
-def ours(path: Path, dtype: str, size: int, settled: bool) -> tuple[float, list[float]]:
+def ours(path: Path, dtype: str, size: int) -> tuple[float, list[float]]:
     import danqing
     import danqing.pipeline.paint  # what importing costs is printed by `python -X importtime`
 
-    if settled:
-        import torch
-
-        given = [torch.ones(1 << 23) for _ in range(32)]
-        del given
     begin = time.perf_counter()
     model = danqing.load(path, device="cpu", dtype=dtype)
     marks = [time.perf_counter()]
@@ -60,11 +56,11 @@ def warm(path: Path) -> mmap.mmap:
     """
     with path.open("rb") as file:
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    address = np.frombuffer(pages, dtype=np.uint8)
+    touched = np.frombuffer(pages, dtype=np.uint8)
     lock = getattr(ctypes.CDLL(None), "mlock", None)
-    if lock is None or lock(ctypes.c_void_p(address.ctypes.data), ctypes.c_size_t(len(pages))):
+    if lock is None or lock(ctypes.c_void_p(touched.ctypes.data), ctypes.c_size_t(len(pages))):
         print(f"note: {path.name} cannot be kept in memory; it is read once, and may be read from the disk again")
-    address[:: mmap.PAGESIZE].max()
+    touched[:: mmap.PAGESIZE].max()
     return pages
 
 
@@ -152,15 +148,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-peer", action="store_true", help="ours alone")
-    parser.add_argument("--settled", action="store_true", help="ours has 1 GB of memory before, as a studio at work")
     parser.add_argument("--switch", type=Path, metavar="FILE", help="another checkpoint")
     parser.add_argument("--one", choices=["danqing", "diffusers"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         if args.one == "danqing":
             keep_memory()  # as the command line does
-        asked = args.path, args.dtype, args.size
-        load, steps = ours(*asked, args.settled) if args.one == "danqing" else diffusers(*asked)
+        load, steps = (ours if args.one == "danqing" else diffusers)(args.path, args.dtype, args.size)
         print("RESULT", load, *steps)
         return
     _kept = [warm(path) for path in (args.path, args.switch) if path]
@@ -172,7 +166,6 @@ def main() -> None:
     for _ in range(args.runs + 1):
         for name, rows in figures.items():
             command = [sys.executable, __file__, str(args.path), "--dtype", args.dtype, "--size", str(args.size)]
-            command += ["--settled"] * args.settled
             done = subprocess.run([*command, "--one", name], capture_output=True, text=True, check=True)
             line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
             rows.append([float(word) for word in line.split()[1:]])
