@@ -39,8 +39,8 @@ def convolution(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None
     if not _pays(x, weight) or x.is_contiguous() or not isinstance(layer.padding, tuple):
         return None
     shape = layer.padding, layer.stride, layer.dilation, layer.groups
-    by = winograd.way(weight) if shape[1:] == ((1, 1), (1, 1), 1) else None
-    if by is not None and x.shape[2] * x.shape[3] >= winograd.FEW_PIXELS:
+    by = winograd.way(weight, x.shape[2] * x.shape[3]) if shape[1:] == ((1, 1), (1, 1), 1) else None
+    if by is not None:
         return _by_tiles(x, weight, bias, layer.padding, by)
     (used,) = packed.ordered(weight, _into_order(x, shape))
     if used is weight and x.dtype != torch.float32:

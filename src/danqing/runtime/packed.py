@@ -24,7 +24,7 @@ SMALL = 1 << 16
 """Values: fewer are put in order in no time."""
 LATE = 2
 """Calls before a weight is put in order, which takes about as long as one: who wants to see the first step need not wait."""
-SHARE = 3
+SHARE = 2
 """Weights are kept where so many times their memory is free."""
 
 

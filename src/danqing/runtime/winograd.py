@@ -7,6 +7,7 @@ pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,9 @@ FEW_CHANNELS = 256
 FEW_PIXELS = 1 << 8
 """With fewer of either a plain convolution is as fast."""
 MANY_WEIGHTS = 12 << 20
-"""So many are too many for `FOUR`, by which they take four times their memory, and in bfloat16 for `TWO`, by which they
-take 16/9 and must be changed first."""
+"""So many are too many for `FOUR`, by which they take four times their memory."""
+FEWER_PIXELS = 1 << 9
+"""In bfloat16 with fewer, changing so many weights takes longer than `TWO` saves."""
 BAND = 1 << 23
 """Values of tiles at a time: 32 MB of float32."""
 CHUNK = 1 << 18
@@ -64,13 +66,14 @@ TWO = _way((0, 1, -1))
 rounds what is between."""
 
 
-def way(weight: Tensor) -> Way | None:
-    """That of convolutions of `FEW_PIXELS` or more by the weight, which may be the plain one: None."""
+def way(weight: Tensor, pixels: float = math.inf) -> Way | None:
+    """That of convolutions of so many pixels by the weight, which may be the plain one: None."""
     if weight.shape[2:] != (3, 3) or min(weight.shape[:2]) < FEW_CHANNELS:
         return None
-    few = weight.numel() < MANY_WEIGHTS
-    ways = {torch.float32: FOUR if few else TWO, torch.bfloat16: TWO if few else None}
-    return ways.get(weight.dtype)
+    many = weight.numel() >= MANY_WEIGHTS
+    if pixels < (FEWER_PIXELS if many and weight.dtype == torch.bfloat16 else FEW_PIXELS):
+        return None
+    return {torch.float32: TWO if many else FOUR, torch.bfloat16: TWO}.get(weight.dtype)
 
 
 def tiles(x: Tensor, by: Way, padding: Sequence[int]) -> tuple[int, int]:
@@ -125,6 +128,6 @@ def changed(weight: Tensor) -> Sequence[Tensor]:
 
 
 def changed_bytes(weight: Tensor) -> int:
-    """That a weight takes once it is changed, or not, for the way that it takes."""
+    """That a weight takes at most, once it is changed for the way that it takes, or not."""
     by = way(weight)
     return weight.nbytes if by is None else weight.nbytes * by.side**2 // 9
