@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from danqing.errors import DanqingError
 from danqing.measure.inputs import PROMPT
 from danqing.measure.works import Work
@@ -19,7 +21,11 @@ def make(work: Work, path: Path) -> Callable[[], float]:
     import stable_diffusion_cpp
 
     model = stable_diffusion_cpp.StableDiffusion(
-        model_path=str(path), wtype=_TYPES[work.dtype], vae_decode_only=True, verbose=False
+        model_path=str(path),
+        wtype=_TYPES[work.dtype],
+        n_threads=torch.get_num_threads(),  # its own choice is one of two virtual cores
+        vae_decode_only=True,
+        verbose=False,
     )
     steps = work.steps if work.kind == "picture" else 2
     marks: dict[int, float] = {}
