@@ -21,8 +21,8 @@ FEW_PIXELS = 1 << 8
 """With fewer of either a plain convolution is as fast."""
 MANY_WEIGHTS = 12 << 20
 """So many are too many for `FOUR`, by which they take four times their memory."""
-FEWER_PIXELS = 1 << 9
-"""In bfloat16 with fewer, changing so many weights takes longer than `TWO` saves."""
+FEW_PIXELS_OF_MANY = 1 << 9
+"""In bfloat16 with fewer pixels changing `MANY_WEIGHTS` takes longer than `TWO` saves."""
 BAND = 1 << 23
 """Values of tiles at a time: 32 MB of float32."""
 CHUNK = 1 << 18
@@ -71,7 +71,7 @@ def way(weight: Tensor, pixels: float = math.inf) -> Way | None:
     if weight.shape[2:] != (3, 3) or min(weight.shape[:2]) < FEW_CHANNELS:
         return None
     many = weight.numel() >= MANY_WEIGHTS
-    if pixels < (FEWER_PIXELS if many and weight.dtype == torch.bfloat16 else FEW_PIXELS):
+    if pixels < (FEW_PIXELS_OF_MANY if many and weight.dtype == torch.bfloat16 else FEW_PIXELS):
         return None
     return {torch.float32: TWO if many else FOUR, torch.bfloat16: TWO}.get(weight.dtype)
 
